@@ -1,0 +1,131 @@
+/**
+ * `deno task build`: makes what the library needs beside its sources, and does nothing when all of
+ * it is current. Options: `--cuda` (the CUDA library instead of the CPU one), `--sanitize` (the CPU
+ * library with address and undefined-behaviour sanitizers, in `build/sanitize`).
+ */
+import { bundleTokenizer } from "../tools/bundle_tokenizer.ts";
+
+const ROOT = new URL("../", import.meta.url);
+const SUFFIX = Deno.build.os === "darwin" ? "dylib" : "so";
+
+interface Target {
+  name: string;
+  /** Where the library goes. */
+  out: URL;
+  options: string[];
+}
+
+function target(args: string[]): Target {
+  for (const arg of args) {
+    if (arg !== "--cuda" && arg !== "--sanitize") {
+      throw new TypeError(
+        `Unknown option ${arg}: --cuda and --sanitize are known`,
+      );
+    }
+  }
+  const build = new URL("build/", ROOT);
+  if (args.includes("--cuda")) {
+    return { name: "moela_cuda", out: build, options: ["-DMOELA_CUDA=ON"] };
+  }
+  return args.includes("--sanitize")
+    ? {
+      name: "moela",
+      out: new URL("sanitize/", build),
+      options: ["-DMOELA_SANITIZE=ON"],
+    }
+    : { name: "moela", out: build, options: [] };
+}
+
+/** Every source of the library, in an order that is the same everywhere. */
+async function sources(dir: URL): Promise<URL[]> {
+  const found: URL[] = [];
+  for await (const entry of Deno.readDir(dir)) {
+    const url = new URL(entry.name + (entry.isDirectory ? "/" : ""), dir);
+    if (entry.isDirectory) found.push(...await sources(url));
+    else if (/\.(cc|cu|cuh|h|txt)$/.test(entry.name)) found.push(url);
+  }
+  return found.sort((a, b) => a.href < b.href ? -1 : 1);
+}
+
+/** The build id: a hash of the sources' names and contents. */
+async function buildId(): Promise<string> {
+  const csrc = new URL("csrc/", ROOT);
+  const parts: Uint8Array<ArrayBuffer>[] = [];
+  for (const source of await sources(csrc)) {
+    const content = await Deno.readFile(source);
+    const name = `${source.href.slice(csrc.href.length)} ${content.length}\n`;
+    parts.push(new TextEncoder().encode(name), content);
+  }
+  const bytes = new Uint8Array(await new Blob(parts).arrayBuffer());
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return digest.toHex().slice(0, 16);
+}
+
+async function run(command: string, args: string[]) {
+  let output: Deno.CommandOutput;
+  try {
+    output = await new Deno.Command(command, {
+      args,
+      stdout: "piped",
+      stderr: "piped",
+    }).output();
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    throw new Error(
+      `Cannot build: '${command}' is not installed; it and a C++ compiler are needed`,
+    );
+  }
+  if (!output.success) {
+    const text = new TextDecoder();
+    throw new Error(
+      `Cannot build: ${command} ${args.join(" ")} failed\n` +
+        text.decode(output.stdout) +
+        text.decode(output.stderr),
+    );
+  }
+}
+
+async function current(library: URL, stamp: URL, id: string): Promise<boolean> {
+  try {
+    await Deno.stat(library);
+    return (await Deno.readTextFile(stamp)).trim() === id;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
+async function buildLibrary({ name, out, options }: Target) {
+  const id = await buildId();
+  const library = new URL(`lib${name}.${SUFFIX}`, out);
+  const stamp = new URL(`lib${name}.id`, out);
+  if (await current(library, stamp, id)) return;
+  console.error(`Building ${library.pathname.slice(ROOT.pathname.length)} …`);
+  await Deno.mkdir(out, { recursive: true });
+  const work = new URL(`cmake-${name}/`, out).pathname;
+  await run("cmake", [
+    "-S",
+    new URL("csrc", ROOT).pathname,
+    "-B",
+    work,
+    "-DCMAKE_BUILD_TYPE=Release",
+    `-DMOELA_BUILD_ID=${id}`,
+    ...options,
+  ]);
+  await run("cmake", ["--build", work, "--target", name, "--parallel"]);
+  // To a name of its own, then renamed: a library that some process has open is never overwritten.
+  const fresh = new URL(`lib${name}.${crypto.randomUUID()}.tmp`, out);
+  await Deno.copyFile(`${work}lib${name}.${SUFFIX}`, fresh);
+  await Deno.rename(fresh, library);
+  await Deno.writeTextFile(stamp, id + "\n");
+}
+
+if (import.meta.main) {
+  try {
+    await buildLibrary(target(Deno.args));
+    await bundleTokenizer(new URL("build/", ROOT));
+  } catch (error) {
+    console.error(error instanceof Error ? error.message : error);
+    Deno.exit(1);
+  }
+}

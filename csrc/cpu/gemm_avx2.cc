@@ -1,0 +1,244 @@
+// Matrix products in AVX2, bf16 or f32 times f32.
+//
+// Row invariance: each element of c has one accumulator, and what is added to it in which order
+// depends on k alone. A tile only decides which elements are summed side by side.
+#if defined(__x86_64__)
+
+#include "avx2.h"
+
+namespace moela {
+namespace {
+
+// ---- c = a b^T: lanes along k ----------------------------------------------------------------
+
+// Rows of `a` taken at a time, so that they stay in the second-level cache while all of b goes by;
+// but not so few that a small batch reads b from memory twice.
+constexpr int64_t PANEL_BYTES = 192 * 1024;
+constexpr int64_t PANEL_ROWS_MIN = 12;
+
+struct NtArgs {
+  int64_t k;
+  int64_t lda;  // elements
+  int64_t ldb;  // bytes
+  int64_t ldc;  // elements
+  bool add;
+};
+
+// M rows of a with N rows of b: eight partial sums an element, k ascending by eight, the tail
+// filled with zeros, then a fixed tree over the eight.
+template <class B, int M, int N>
+void tile_nt(const NtArgs& args, const float* a, const char* b, float* c) {
+  const int64_t k = args.k, lda = args.lda, ldb = args.ldb;
+  __m256 sums[M][N];
+  for (int i = 0; i < M; i++) {
+    for (int j = 0; j < N; j++) sums[i][j] = _mm256_setzero_ps();
+  }
+  int64_t l = 0;
+  for (; l + 8 <= k; l += 8) {
+    __m256 rows[M];
+    for (int i = 0; i < M; i++) rows[i] = _mm256_loadu_ps(a + i * lda + l);
+    for (int j = 0; j < N; j++) {
+      const __m256 column = B::all(b + j * ldb + l * B::BYTES);
+      for (int i = 0; i < M; i++) sums[i][j] = _mm256_fmadd_ps(rows[i], column, sums[i][j]);
+    }
+  }
+  if (l < k) {
+    __m256 rows[M];
+    for (int i = 0; i < M; i++) {
+      rows[i] = LoadF32::part(reinterpret_cast<const char*>(a + i * lda + l), k - l);
+    }
+    for (int j = 0; j < N; j++) {
+      const __m256 column = B::part(b + j * ldb + l * B::BYTES, k - l);
+      for (int i = 0; i < M; i++) sums[i][j] = _mm256_fmadd_ps(rows[i], column, sums[i][j]);
+    }
+  }
+  for (int i = 0; i < M; i++) {
+    float* to = c + i * args.ldc;
+    if (N % 4 == 0) {
+      for (int j = 0; j < N; j += 4) {
+        __m128 four = lane_sums(sums[i][j], sums[i][j + 1], sums[i][j + 2], sums[i][j + 3]);
+        if (args.add) four = _mm_add_ps(_mm_loadu_ps(to + j), four);
+        _mm_storeu_ps(to + j, four);
+      }
+    } else {
+      for (int j = 0; j < N; j++) {
+        const float sum = lane_sum(sums[i][j]);
+        to[j] = args.add ? to[j] + sum : sum;
+      }
+    }
+  }
+}
+
+// N rows of b with all m rows of a. Threes and twos: a single row is left only when m is 1.
+template <class B, int N>
+void strip_nt(const NtArgs& args, int64_t m, const float* a, const char* b, float* c) {
+  int64_t i = 0;
+  for (; m - i >= 5 || m - i == 3; i += 3) {
+    tile_nt<B, 3, N>(args, a + i * args.lda, b, c + i * args.ldc);
+  }
+  for (; m - i >= 2; i += 2) {
+    tile_nt<B, 2, N>(args, a + i * args.lda, b, c + i * args.ldc);
+  }
+  if (i < m) tile_nt<B, 1, N>(args, a + i * args.lda, b, c + i * args.ldc);
+}
+
+template <class B>
+void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const char* b,
+             int64_t ldb, float* c, int64_t ldc, bool add) {
+  const NtArgs args{k, lda, ldb * B::BYTES, ldc, add};
+  int64_t panel = PANEL_BYTES / (k * 4);
+  if (panel < PANEL_ROWS_MIN) panel = PANEL_ROWS_MIN;
+  // Panels of one size, and of whole tiles of three rows.
+  const int64_t panels = (m + panel - 1) / panel;
+  panel = (m + panels * 3 - 1) / (panels * 3) * 3;
+  for (int64_t i = 0; i < m; i += panel) {
+    const int64_t rows = m - i < panel ? m - i : panel;
+    const float* from = a + i * lda;
+    float* to = c + i * ldc;
+    int64_t j = 0;
+    // One row has no second use of b: eight rows of it at once, so that the sums do not wait for
+    // one another.
+    for (; rows == 1 && j + 8 <= n; j += 8) {
+      tile_nt<B, 1, 8>(args, from, b + j * args.ldb, to + j);
+    }
+    for (; j + 4 <= n; j += 4) {
+      strip_nt<B, 4>(args, rows, from, b + j * args.ldb, to + j);
+    }
+    const char* rest = b + j * args.ldb;
+    if (n - j == 3) strip_nt<B, 3>(args, rows, from, rest, to + j);
+    if (n - j == 2) strip_nt<B, 2>(args, rows, from, rest, to + j);
+    if (n - j == 1) strip_nt<B, 1>(args, rows, from, rest, to + j);
+  }
+}
+
+// ---- c = a b: lanes along n ------------------------------------------------------------------
+
+struct NnArgs {
+  int64_t k;
+  int64_t lda;  // elements
+  int64_t ldb;  // bytes
+  int64_t ldc;  // elements
+  bool add;
+  int64_t part;  // columns of the last vector when it is not full
+};
+
+// M rows with N vectors of columns, the last of them `part` wide when PART. l ascending.
+template <class B, int M, int N, bool PART>
+void tile_nn(const NnArgs& args, const float* a, const char* b, float* c) {
+  __m256 sums[M][N];
+  for (int i = 0; i < M; i++) {
+    for (int j = 0; j < N; j++) {
+      const char* from = reinterpret_cast<const char*>(c + i * args.ldc + j * 8);
+      if (!args.add) {
+        sums[i][j] = _mm256_setzero_ps();
+      } else if (PART && j == N - 1) {
+        sums[i][j] = LoadF32::part(from, args.part);
+      } else {
+        sums[i][j] = LoadF32::all(from);
+      }
+    }
+  }
+  for (int64_t l = 0; l < args.k; l++) {
+    __m256 columns[N];
+    for (int j = 0; j < N; j++) {
+      const char* from = b + l * args.ldb + j * 8 * B::BYTES;
+      columns[j] = PART && j == N - 1 ? B::part(from, args.part) : B::all(from);
+    }
+    for (int i = 0; i < M; i++) {
+      const __m256 row = _mm256_set1_ps(a[i * args.lda + l]);
+      for (int j = 0; j < N; j++) sums[i][j] = _mm256_fmadd_ps(row, columns[j], sums[i][j]);
+    }
+  }
+  for (int i = 0; i < M; i++) {
+    for (int j = 0; j < N; j++) {
+      float* to = c + i * args.ldc + j * 8;
+      if (PART && j == N - 1) {
+        _mm256_maskstore_ps(to, first_lanes(args.part), sums[i][j]);
+      } else {
+        _mm256_storeu_ps(to, sums[i][j]);
+      }
+    }
+  }
+}
+
+// N vectors of columns with all m rows: sixes, then fours to ones.
+template <class B, int N, bool PART>
+void strip_nn(const NnArgs& args, int64_t m, const float* a, const char* b, float* c) {
+  int64_t i = 0;
+  for (; m - i >= 6; i += 6) {
+    tile_nn<B, 6, N, PART>(args, a + i * args.lda, b, c + i * args.ldc);
+  }
+  if (m - i >= 4) {
+    tile_nn<B, 4, N, PART>(args, a + i * args.lda, b, c + i * args.ldc);
+    i += 4;
+  }
+  if (m - i >= 2) {
+    tile_nn<B, 2, N, PART>(args, a + i * args.lda, b, c + i * args.ldc);
+    i += 2;
+  }
+  if (i < m) tile_nn<B, 1, N, PART>(args, a + i * args.lda, b, c + i * args.ldc);
+}
+
+// One row: c stays in the first-level cache and b is read in the order of memory, L rows at a
+// time.
+template <class B, int L>
+void rows_nn(const NnArgs& args, int64_t n, const float* a, const char* b, float* c, bool add) {
+  __m256 factors[L];
+  for (int l = 0; l < L; l++) factors[l] = _mm256_set1_ps(a[l]);
+  int64_t j = 0;
+  for (; j + 8 <= n; j += 8) {
+    __m256 sum = add ? _mm256_loadu_ps(c + j) : _mm256_setzero_ps();
+    for (int l = 0; l < L; l++) {
+      sum = _mm256_fmadd_ps(factors[l], B::all(b + l * args.ldb + j * B::BYTES), sum);
+    }
+    _mm256_storeu_ps(c + j, sum);
+  }
+  if (j == n) return;
+  __m256 sum = add ? LoadF32::part(reinterpret_cast<const char*>(c + j), n - j)
+                   : _mm256_setzero_ps();
+  for (int l = 0; l < L; l++) {
+    sum = _mm256_fmadd_ps(factors[l], B::part(b + l * args.ldb + j * B::BYTES, n - j), sum);
+  }
+  _mm256_maskstore_ps(c + j, first_lanes(n - j), sum);
+}
+
+template <class B>
+void gemm_nn(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const char* b,
+             int64_t ldb, float* c, int64_t ldc, bool add) {
+  const NnArgs args{k, lda, ldb * B::BYTES, ldc, add, n % 8};
+  if (m == 1) {
+    int64_t l = 0;
+    for (; l + 8 <= k; l += 8) rows_nn<B, 8>(args, n, a + l, b + l * args.ldb, c, add || l > 0);
+    for (; l < k; l++) rows_nn<B, 1>(args, n, a + l, b + l * args.ldb, c, add || l > 0);
+    return;
+  }
+  int64_t j = 0;
+  for (; j + 16 <= n; j += 16) strip_nn<B, 2, false>(args, m, a, b + j * B::BYTES, c + j);
+  if (n - j > 8) {
+    strip_nn<B, 2, true>(args, m, a, b + j * B::BYTES, c + j);
+  } else if (n - j == 8) {
+    strip_nn<B, 1, false>(args, m, a, b + j * B::BYTES, c + j);
+  } else if (n > j) {
+    strip_nn<B, 1, true>(args, m, a, b + j * B::BYTES, c + j);
+  }
+}
+
+}  // namespace
+
+void gemm_nt_avx2(int32_t b_dtype, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+                  const void* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+  const char* bytes = static_cast<const char*>(b);
+  if (b_dtype == MOELA_BF16) return gemm_nt<LoadBf16>(m, n, k, a, lda, bytes, ldb, c, ldc, add);
+  gemm_nt<LoadF32>(m, n, k, a, lda, bytes, ldb, c, ldc, add);
+}
+
+void gemm_nn_avx2(int32_t b_dtype, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+                  const void* b, int64_t ldb, float* c, int64_t ldc, bool add) {
+  const char* bytes = static_cast<const char*>(b);
+  if (b_dtype == MOELA_BF16) return gemm_nn<LoadBf16>(m, n, k, a, lda, bytes, ldb, c, ldc, add);
+  gemm_nn<LoadF32>(m, n, k, a, lda, bytes, ldb, c, ldc, add);
+}
+
+}  // namespace moela
+
+#endif

@@ -1,0 +1,61 @@
+// The innermost loops, one table an instruction set; every CPU operation is written once on top.
+//
+// Row invariance rests here: each element of a result is summed in an order that depends on k alone,
+// never on m, n, the element's place in the tile or on which thread runs it.
+#pragma once
+
+#include <cstdint>
+
+#include "moela.h"
+
+namespace moela {
+
+struct Kernels {
+  int32_t id;  // moela_kernels
+
+  // c[i * ldc + j] = sum over l of a[i * lda + l] * b[j * ldb + l], i < m, j < n, l < k:
+  // rows of `a` (f32) with rows of `b` (b_dtype: F32 or BF16). Strides in elements. k >= 1.
+  // `add`: c += instead of c =, one addition after the whole sum.
+  void (*gemm_nt)(int32_t b_dtype, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+                  const void* b, int64_t ldb, float* c, int64_t ldc, bool add);
+
+  // c[i * ldc + j] (+)= sum over l of a[i * lda + l] * b[l * ldb + j], l ascending: with `add` the
+  // sum starts from c, so that a long k may be cut anywhere without a change in the result.
+  void (*gemm_nn)(int32_t b_dtype, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+                  const void* b, int64_t ldb, float* c, int64_t ldc, bool add);
+
+  // y = x / sqrt(mean(x^2) + epsilon) * weight (w_dtype: F32 or BF16), n elements.
+  void (*rms_norm)(int64_t n, const float* x, int32_t w_dtype, const void* weight, float epsilon,
+                   float* y);
+
+  // y = silu(gate) * up = gate / (1 + exp(-gate)) * up. y may be gate.
+  void (*silu_mul)(int64_t n, const float* gate, const float* up, float* y);
+
+  // x *= factor.
+  void (*scale)(int64_t n, float factor, float* x);
+
+  // Largest element; -inf when n is 0.
+  float (*max)(int64_t n, const float* x);
+
+  // x = exp(x - shift) in place; returns their sum. exp to within 2 ulp; -inf gives 0.
+  float (*exp_sum)(int64_t n, float shift, float* x);
+
+  // to = from rounded to nearest even (dtype F32 or BF16), and back.
+  void (*store)(int32_t dtype, int64_t n, const float* from, void* to);
+  void (*load)(int32_t dtype, int64_t n, const void* from, float* to);
+};
+
+const Kernels& reference_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+#endif
+
+// Bytes of an element of F32, BF16, I32, F64.
+inline int64_t dtype_bytes(int32_t dtype) {
+  return dtype == MOELA_BF16 || dtype == MOELA_F16 ? 2
+         : dtype == MOELA_F64                      ? 8
+         : dtype == MOELA_FP8 || dtype == MOELA_INT8 ? 1
+                                                     : 4;
+}
+
+}  // namespace moela

@@ -1,0 +1,164 @@
+// Attention as MHA over keys and values up-projected from the cache, rows of the projected path:
+// q [R, H, dn + dr] (rotated), out [R, H, dv] = softmax over keys s <= position of
+// scale * (q_nope . k_s + q_pe . kpe_s), times v_s, where [k_s | v_s] of a head = kv_b_proj c_s and
+// [c_s | kpe_s] is the cache row at s. W_UK [dn, r] and W_UV [dv, r] are read in place.
+// DeepSeek-V2, arXiv 2405.04434, eq. 37 to 47; the running softmax: arXiv 2205.14135.
+//
+// K and V exist for one page and head at a time. Every row takes the pages ascending from key 0, so
+// its sums do not depend on where its chunk begins or ends.
+#include <cstring>
+#include <vector>
+
+#include "mla.h"
+
+namespace moela {
+
+// Rows whose scores are made at once.
+static constexpr int64_t ROW_TILE = 64;
+// A task projects each page anew: with fewer rows that would cost far more than attention itself.
+static constexpr int64_t MIN_ROW_BLOCK = 128;
+
+namespace {
+
+// Rows [row, row + rows) of one segment: with a head, a task.
+struct Block {
+  const moela_segment* segment;
+  int64_t row;
+  int64_t rows;
+};
+
+struct Shape {
+  int32_t layer;
+  int64_t heads, dn, dr, dv, r;
+  float scale;
+};
+
+// One thread's memory, in floats.
+struct Tiles {
+  float* entries;         // [64, r + dr]
+  float* keys;            // [64, dn + dr]
+  float* values;          // [64, dv]
+  float* scores;          // [ROW_TILE, 64]
+  RunningSoftmax* states; // [rows of the block]
+
+  static int64_t floats(const Shape& shape, int64_t rows) {
+    return MOELA_PAGE_TOKENS * (shape.r + shape.dr + shape.dn + shape.dr + shape.dv + ROW_TILE) +
+           2 * rows;
+  }
+  Tiles(const Shape& shape, float* memory)
+      : entries(memory),
+        keys(entries + MOELA_PAGE_TOKENS * (shape.r + shape.dr)),
+        values(keys + MOELA_PAGE_TOKENS * (shape.dn + shape.dr)),
+        scores(values + MOELA_PAGE_TOKENS * shape.dv),
+        states(reinterpret_cast<RunningSoftmax*>(scores + ROW_TILE * MOELA_PAGE_TOKENS)) {}
+};
+
+// K [n, dn + dr] and V [n, dv] of a head from the first n entries of a page.
+void project(const Kernels& kernels, const Shape& shape, const PagePool& pool, const void* page,
+             int64_t n, const Weight& kv_b, int64_t head, Tiles& tiles) {
+  const int64_t width = shape.r + shape.dr, key_width = shape.dn + shape.dr;
+  const float* entries = static_cast<const float*>(page);
+  if (pool.dtype != MOELA_F32) {
+    kernels.load(pool.dtype, n * width, page, tiles.entries);
+    entries = tiles.entries;
+  }
+  kernels.gemm_nt(kv_b.dtype, n, shape.dn, shape.r, entries, width,
+                  w_uk(kv_b, head, shape.dn, shape.dv, shape.r), shape.r, tiles.keys, key_width,
+                  false);
+  for (int64_t i = 0; i < n; i++) {
+    memcpy(tiles.keys + i * key_width + shape.dn, entries + i * width + shape.r,
+           shape.dr * sizeof(float));
+  }
+  kernels.gemm_nt(kv_b.dtype, n, shape.dv, shape.r, entries, width,
+                  w_uv(kv_b, head, shape.dn, shape.dv, shape.r), shape.r, tiles.values, shape.dv,
+                  false);
+}
+
+// Adds the keys [key, key + 64) to rows [0, rows) at positions [position, position + rows), which
+// all see the first of them. q and o: rows q_stride and o_stride apart.
+void attend(const Kernels& kernels, const Shape& shape, int64_t key, int64_t position, int64_t rows,
+            const float* q, int64_t q_stride, const Tiles& tiles, RunningSoftmax* states, float* o,
+            int64_t o_stride) {
+  const int64_t key_width = shape.dn + shape.dr;
+  const int64_t most = std::min<int64_t>(MOELA_PAGE_TOKENS, position + rows - key);
+  kernels.gemm_nt(MOELA_F32, rows, most, key_width, q, q_stride, tiles.keys, key_width,
+                  tiles.scores, MOELA_PAGE_TOKENS, false);
+  const bool first = key == 0;
+  // Rows at the causal border take their own number of keys, one row at a time: a key beyond must
+  // not enter, not even with weight 0.
+  int64_t border = 0;
+  for (int64_t i = 0; i < rows; i++) {
+    const int64_t n = std::min<int64_t>(MOELA_PAGE_TOKENS, position + i - key + 1);
+    float* scores = tiles.scores + i * MOELA_PAGE_TOKENS;
+    kernels.scale(n, shape.scale, scores);
+    softmax_step(kernels, first, n, scores, states[i], shape.dv, o + i * o_stride);
+    if (n == MOELA_PAGE_TOKENS) continue;
+    kernels.gemm_nn(MOELA_F32, 1, shape.dv, n, scores, MOELA_PAGE_TOKENS, tiles.values, shape.dv,
+                    o + i * o_stride, o_stride, !first);
+    border = i + 1;
+  }
+  if (border == rows) return;
+  kernels.gemm_nn(MOELA_F32, rows - border, shape.dv, MOELA_PAGE_TOKENS,
+                  tiles.scores + border * MOELA_PAGE_TOKENS, MOELA_PAGE_TOKENS, tiles.values,
+                  shape.dv, o + border * o_stride, o_stride, !first);
+}
+
+void attend_block(const Context& context, const Shape& shape, const Block& block, int64_t head,
+                  const float* q, const Weight& kv_b, float* memory, float* out) {
+  const StepView& step = context.step;
+  const Kernels& kernels = context.kernels;
+  const PagePool& pool = step.pools[block.segment->pool];
+  const int64_t position = block.segment->position + (block.row - block.segment->row);
+  const int64_t end = position + block.rows;
+  const int64_t q_stride = shape.heads * (shape.dn + shape.dr), o_stride = shape.heads * shape.dv;
+  q += block.row * q_stride + head * (shape.dn + shape.dr);
+  out += block.row * o_stride + head * shape.dv;
+  Tiles tiles(shape, memory);
+  for (int64_t key = 0; key < end && !cancelled(context); key += MOELA_PAGE_TOKENS) {
+    const void* page =
+        pool.at(step.pages[block.segment->page + key / MOELA_PAGE_TOKENS], shape.layer);
+    project(kernels, shape, pool, page, std::min<int64_t>(MOELA_PAGE_TOKENS, end - key), kv_b, head,
+            tiles);
+    for (int64_t row = std::max<int64_t>(0, key - position); row < block.rows; row += ROW_TILE) {
+      attend(kernels, shape, key, position + row, std::min(ROW_TILE, block.rows - row),
+             q + row * q_stride, q_stride, tiles, tiles.states + row, out + row * o_stride,
+             o_stride);
+    }
+  }
+  for (int64_t row = 0; row < block.rows; row++) {
+    kernels.scale(shape.dv, 1 / tiles.states[row].sum, out + row * o_stride);
+  }
+}
+
+}  // namespace
+
+void mla_prefill(Context& context, int32_t layer, int64_t heads, int64_t dn, int64_t dr, int64_t dv,
+                 int64_t r, float scale, const float* q, const Weight& kv_b, float* out) {
+  const StepView& step = context.step;
+  const Shape shape = {layer, heads, dn, dr, dv, r, scale};
+  const int64_t n_rows = step.n_rows - step.n_absorbed;
+  // Whole segments where they give all threads work, else blocks of rows.
+  const int64_t wanted = ceil_div(2 * context.threads.count(), heads);
+  const int64_t row_block = std::max(MIN_ROW_BLOCK, ceil_div(n_rows, wanted));
+  std::vector<Block> blocks;
+  int64_t most_rows = 0;
+  for (int32_t i = 0; i < step.n_segments; i++) {
+    const moela_segment& segment = step.segments[i];
+    if (segment.row < step.n_absorbed) continue;
+    for (int64_t done = 0; done < segment.rows; done += row_block) {
+      const int64_t rows = std::min(row_block, segment.rows - done);
+      blocks.push_back({&segment, segment.row + done, rows});
+      most_rows = std::max(most_rows, rows);
+    }
+  }
+  const int64_t floats = Tiles::floats(shape, most_rows);
+  reserve_scratch(context, floats);
+  const int64_t n_blocks = static_cast<int64_t>(blocks.size());
+  context.threads.parallel_for(n_blocks * heads, [&](int64_t task, int thread) {
+    // The last blocks of a segment have the most keys: they go first.
+    attend_block(context, shape, blocks[n_blocks - 1 - task / heads], task % heads, q, kv_b,
+                 context.scratch[thread].get(floats), out);
+  });
+}
+
+}  // namespace moela

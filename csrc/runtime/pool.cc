@@ -1,0 +1,110 @@
+// Page pools: the latent cache of all sequences.
+#include <cstring>
+
+#include "runtime/error.h"
+#include "runtime/model.h"
+
+using namespace moela;
+
+namespace {
+
+Pool& pool_of(moela_model* model, int32_t pool) {
+  require(model, "no model");
+  require(pool >= 0 && pool < static_cast<int32_t>(model->pools.size()), "no such pool");
+  return model->pools[pool];
+}
+
+void check_page(const Pool& pool, int32_t page) {
+  require(page >= 0 && page < pool.view.max_pages, "no such page");
+}
+
+}  // namespace
+
+int32_t moela_model_add_pool(moela_model* model, const moela_pool_desc* desc, char* err,
+                             size_t err_len) {
+  int32_t id = -1;
+  const int32_t status = guard(err, err_len, [&] {
+    require(model && desc && desc->size == sizeof *desc, "pool of another layout");
+    require(desc->dtype == MOELA_F32 || desc->dtype == MOELA_BF16, "caches are f32 or bf16");
+    require(desc->layers > 0 && desc->layers <= 4096 && desc->kv_lora_rank > 0 &&
+                desc->kv_lora_rank <= 65536 && desc->qk_rope_head_dim > 0 &&
+                desc->qk_rope_head_dim <= 65536 && desc->max_pages > 0,
+            "pool with a dimension out of range");
+    std::lock_guard lock(model->mutex);
+    Pool pool;
+    pool.view = {desc->dtype,           desc->layers,    desc->kv_lora_rank,
+                 desc->qk_rope_head_dim, desc->max_pages, nullptr};
+    pool.memory = Block(static_cast<uint64_t>(desc->max_pages) * pool.view.page_bytes(),
+                        "cache pages", true);
+    pool.view.base = pool.memory.data();
+    pool.used.resize(desc->max_pages);
+    model->pool_views.push_back(pool.view);
+    model->pools.push_back(std::move(pool));
+    id = static_cast<int32_t>(model->pools.size()) - 1;
+  });
+  return status == MOELA_OK ? id : -status;
+}
+
+int64_t moela_pool_page_bytes(moela_model* model, int32_t pool, char* err, size_t err_len) {
+  int64_t bytes = 0;
+  const int32_t status = guard(err, err_len, [&] {
+    bytes = pool_of(model, pool).view.page_bytes();
+  });
+  return status == MOELA_OK ? bytes : -status;
+}
+
+int32_t moela_pool_copy(moela_model* model, int32_t pool, int32_t from, int32_t to, int32_t tokens,
+                        char* err, size_t err_len) {
+  return guard(err, err_len, [&] {
+    require(model, "no model");
+    std::lock_guard lock(model->mutex);
+    Pool& target = pool_of(model, pool);
+    check_page(target, from);
+    check_page(target, to);
+    require(tokens >= 0 && tokens <= MOELA_PAGE_TOKENS, "a page has no so many tokens");
+    const int64_t bytes = tokens * target.view.width() * dtype_bytes(target.view.dtype);
+    for (int32_t layer = 0; layer < target.view.layers; layer++) {
+      memmove(target.view.at(to, layer), target.view.at(from, layer), bytes);
+    }
+    target.used[to] = 1;
+  });
+}
+
+int32_t moela_pool_release(moela_model* model, int32_t pool, const int32_t* pages, int32_t n_pages,
+                           char* err, size_t err_len) {
+  return guard(err, err_len, [&] {
+    require(model && pages && n_pages >= 0, "no pages");
+    std::lock_guard lock(model->mutex);
+    Pool& target = pool_of(model, pool);
+    for (int32_t i = 0; i < n_pages; i++) check_page(target, pages[i]);
+    for (int32_t i = 0; i < n_pages; i++) {
+      target.used[pages[i]] = 0;
+      target.memory.discard(pages[i] * target.view.page_bytes(), target.view.page_bytes());
+    }
+  });
+}
+
+int32_t moela_pool_read(moela_model* model, int32_t pool, int32_t page, void* out,
+                        uint64_t out_bytes, char* err, size_t err_len) {
+  return guard(err, err_len, [&] {
+    require(model && out, "nothing to read into");
+    std::lock_guard lock(model->mutex);
+    Pool& source = pool_of(model, pool);
+    check_page(source, page);
+    require(out_bytes == static_cast<uint64_t>(source.view.page_bytes()), "size of a page");
+    memcpy(out, source.view.at(page, 0), out_bytes);
+  });
+}
+
+int32_t moela_pool_write(moela_model* model, int32_t pool, int32_t page, const void* data,
+                         uint64_t bytes, char* err, size_t err_len) {
+  return guard(err, err_len, [&] {
+    require(model && data, "nothing to write");
+    std::lock_guard lock(model->mutex);
+    Pool& target = pool_of(model, pool);
+    check_page(target, page);
+    require(bytes == static_cast<uint64_t>(target.view.page_bytes()), "size of a page");
+    memcpy(target.view.at(page, 0), data, bytes);
+    target.used[page] = 1;
+  });
+}

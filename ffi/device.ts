@@ -1,0 +1,129 @@
+import { DisposedError, NativeError } from "../src/errors.ts";
+import { KernelSet, type KernelSetName } from "./enums.ts";
+import { type Library, openLibrary } from "./library.ts";
+import { ErrorBuffer } from "./status.ts";
+import { DeviceInfo, DeviceOptions } from "./structs.ts";
+
+/** Options of {@link NativeDevice}. */
+export interface NativeDeviceOptions {
+  /** Threads, the calling one included; default: as many as the process may use. */
+  threads?: number;
+  /** Which kernels; default: the best that the device has. */
+  kernels?: KernelSetName;
+}
+
+/** What a device is and has. */
+export interface NativeDeviceInfo {
+  name: string;
+  /** Kernels in use. */
+  kernels: KernelSetName;
+  /** Kernels that would work here. */
+  available: KernelSetName[];
+  threads: number;
+  /** Bytes. */
+  memoryTotal: number;
+  /** Bytes. */
+  memoryFree: number;
+}
+
+const kernelNames = Object.keys(KernelSet) as KernelSetName[];
+
+// A device that is dropped without dispose() takes its threads with it.
+const finalizer = new FinalizationRegistry<() => void>((destroy) => destroy());
+
+/**
+ * A device of the kernel library: on the CPU a pool of threads and a set of kernels.
+ *
+ * @example
+ * ```ts
+ * import { NativeDevice } from "./device.ts";
+ *
+ * using device = new NativeDevice({ threads: 1 });
+ * console.log(device.info().kernels);
+ * ```
+ */
+export class NativeDevice implements Disposable {
+  readonly library: Library;
+  #handle: Deno.PointerValue;
+
+  /** @throws NativeError when the kernels asked for are not available */
+  constructor(options: NativeDeviceOptions = {}) {
+    this.library = openLibrary("cpu");
+    const err = new ErrorBuffer();
+    const { symbols } = this.library;
+    const handle = symbols.moela_device_create(
+      DeviceOptions.encode({
+        threads: options.threads ?? 0,
+        kernels: KernelSet[options.kernels ?? "auto"],
+      }),
+      err.bytes,
+      err.length,
+    );
+    if (!handle) {
+      throw new NativeError(`Cannot open the device: ${err.message()}`);
+    }
+    this.#handle = handle;
+    finalizer.register(this, () => symbols.moela_device_destroy(handle), this);
+  }
+
+  /** The library's handle. @throws DisposedError after dispose() */
+  get handle(): Deno.PointerObject {
+    if (!this.#handle) throw new DisposedError("The device is disposed");
+    return this.#handle;
+  }
+
+  /** What the device is and has. */
+  info(): NativeDeviceInfo {
+    const err = new ErrorBuffer();
+    const bytes = DeviceInfo.encode({});
+    err.check(
+      this.library.symbols.moela_device_query(
+        this.handle,
+        bytes,
+        err.bytes,
+        err.length,
+      ),
+      "Cannot query the device",
+    );
+    const info = DeviceInfo.decode(bytes);
+    return {
+      name: info.name,
+      kernels: kernelNames[info.kernels],
+      available: kernelNames.filter((name) =>
+        info.available & (1 << KernelSet[name])
+      ),
+      threads: info.threads,
+      memoryTotal: Number(info.memory_total),
+      memoryFree: Number(info.memory_free),
+    };
+  }
+
+  /** Bytes a second at which all threads together read memory: the best of `repeats`. */
+  async bandwidth(
+    bytes: number = 1 << 29,
+    repeats: number = 5,
+  ): Promise<number> {
+    const err = new ErrorBuffer();
+    const rate = new Float64Array(1);
+    err.check(
+      await this.library.symbols.moela_device_bandwidth(
+        this.handle,
+        BigInt(bytes),
+        repeats,
+        rate,
+        err.bytes,
+        err.length,
+      ),
+      "Cannot measure the bandwidth",
+    );
+    return rate[0];
+  }
+
+  /** Ends the threads. Models of the device are destroyed before. */
+  [Symbol.dispose]() {
+    if (!this.#handle) return;
+    finalizer.unregister(this);
+    this.library.symbols.moela_device_destroy(this.#handle);
+    this.#handle = null;
+  }
+}

@@ -1,0 +1,117 @@
+import { NativeError } from "../src/errors.ts";
+import { ABI_VERSION } from "./enums.ts";
+import { STRUCTS } from "./structs.ts";
+import { SYMBOLS } from "./symbols.ts";
+
+/** The symbols of an opened library. */
+export type Symbols = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
+
+/** An opened and checked kernel library. It is never closed: a call may be running on it. */
+export interface Library {
+  readonly symbols: Symbols;
+  readonly path: string;
+  /** Hash of the sources that the library was built from. */
+  readonly buildId: string;
+}
+
+const opened = new Map<string, Library>();
+
+const SUFFIX = Deno.build.os === "darwin" ? "dylib" : "so";
+const FILES = {
+  cpu: { file: `libmoela.${SUFFIX}`, task: "deno task build" },
+  cuda: { file: `libmoela_cuda.${SUFFIX}`, task: "deno task build:cuda" },
+};
+
+/** `MOELA_LIBRARY` names another CPU library, when the process may read that variable. */
+function pathFromEnvironment(): string | undefined {
+  const permission = { name: "env", variable: "MOELA_LIBRARY" } as const;
+  return Deno.permissions.querySync(permission).state === "granted"
+    ? Deno.env.get("MOELA_LIBRARY")
+    : undefined;
+}
+
+function readText(
+  write: (out: Uint8Array<ArrayBuffer>, size: bigint) => bigint | number,
+): string {
+  const bytes = new Uint8Array(Number(write(new Uint8Array(1), 1n)) + 1);
+  write(bytes, BigInt(bytes.length));
+  return new TextDecoder().decode(bytes.subarray(0, -1));
+}
+
+/**
+ * What differs between the structs here and the library's, or undefined when nothing does.
+ *
+ * @param layout the JSON of `moela_layout`
+ */
+export function layoutMismatch(layout: string): string | undefined {
+  type Layout = Record<
+    string,
+    { size: number; fields: Record<string, [number, number]> }
+  >;
+  const found = JSON.parse(layout) as Layout;
+  for (const struct of STRUCTS) {
+    const theirs = found[struct.name];
+    if (!theirs) return `${struct.name} is missing`;
+    if (theirs.size !== struct.size) {
+      return `${struct.name} has ${theirs.size} bytes, expected ${struct.size}`;
+    }
+    for (const { name, offset } of struct.places) {
+      const at = theirs.fields[name]?.[0];
+      if (at !== offset) {
+        return `${struct.name}.${name} lies at ${at}, expected ${offset}`;
+      }
+    }
+    const names = Object.keys(theirs.fields);
+    if (names.length !== struct.places.length) {
+      return `${struct.name} has fields ${names}`;
+    }
+  }
+  return undefined;
+}
+
+function check(symbols: Symbols, path: string, task: string) {
+  const version = symbols.moela_abi_version();
+  if (version !== ABI_VERSION) {
+    throw new NativeError(
+      `${path} has ABI version ${version}, and ${ABI_VERSION} is needed: run '${task}'`,
+    );
+  }
+  const mismatch = layoutMismatch(
+    readText((out, size) => symbols.moela_layout(out, size)),
+  );
+  if (mismatch) {
+    throw new NativeError(
+      `${path} has other structs (${mismatch}): run '${task}'`,
+    );
+  }
+}
+
+/**
+ * Opens the kernel library once a process.
+ *
+ * @throws NativeError when it is missing (with the path tried and the task that builds it) or was
+ * built from other sources; `Deno.errors.NotCapable` without permission for it
+ */
+export function openLibrary(kind: "cpu" | "cuda" = "cpu"): Library {
+  const { file, task } = FILES[kind];
+  const built = new URL(`../build/${file}`, import.meta.url);
+  const path = (kind === "cpu" ? pathFromEnvironment() : undefined) ??
+    decodeURI(built.pathname);
+  const known = opened.get(path);
+  if (known) return known;
+  let symbols: Symbols;
+  try {
+    symbols = Deno.dlopen(path, SYMBOLS).symbols;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new NativeError(
+      `Cannot open the kernel library at ${path}: run '${task}' to build it (${reason})`,
+    );
+  }
+  check(symbols, path, task);
+  const buildId = readText((out, size) => symbols.moela_build_id(out, size));
+  const library = { symbols, path, buildId };
+  opened.set(path, library);
+  return library;
+}

@@ -1,0 +1,13 @@
+/**
+ * The kernel library for power users: each operation by itself on typed arrays and device tensors,
+ * and programs of operations.
+ *
+ * @module
+ */
+export * from "./device.ts";
+export * from "./enums.ts";
+export * from "./kernels.ts";
+export * from "./library.ts";
+export * from "./model.ts";
+export * from "./program.ts";
+export { CancelledError } from "./status.ts";

@@ -1,0 +1,47 @@
+/**
+ * moela runs DeepSeek-V2 and its family on its own kernel library.
+ *
+ * @example
+ * ```ts
+ * import { loadModel } from "./mod.ts";
+ *
+ * await using model = await loadModel(new URL("./models/nano", import.meta.url));
+ * for await (const chunk of model.generate("Once upon a time", { maxTokens: 30 })) {
+ *   await Deno.stdout.write(new TextEncoder().encode(chunk.text));
+ * }
+ * ```
+ *
+ * @module
+ */
+export { Cache, type CacheType } from "./src/cache/cache.ts";
+export {
+  CacheBusyError,
+  CacheFileError,
+  CheckpointError,
+  DisposedError,
+  NativeError,
+  OutOfMemoryError,
+} from "./src/errors.ts";
+export type {
+  Chunk,
+  FinishReason,
+  Generation,
+  GenerationResult,
+  TokenLogprob,
+  TokenLogprobs,
+} from "./src/generate/generation.ts";
+export type { GenerateOptions } from "./src/generate/options.ts";
+export type { ModelConfig } from "./src/model/config.ts";
+export {
+  loadModel,
+  type LoadOptions,
+  type LoadProgress,
+} from "./src/model/load.ts";
+export {
+  type CacheOptions,
+  type ForwardOptions,
+  type MemoryUse,
+  Model,
+} from "./src/model/model.ts";
+export type { Message } from "./src/text/message.ts";
+export { Tokenizer } from "./src/text/tokenizer.ts";

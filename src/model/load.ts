@@ -1,0 +1,236 @@
+import { fileURLToPath } from "node:url";
+import {
+  CancelledError,
+  ControlWord,
+  type KernelSetName,
+  NativeDevice,
+  NativeModel,
+  newControl,
+} from "../../ffi/mod.ts";
+
+import {
+  DECODE_ROWS,
+  Engine,
+  LOGITS_ROWS,
+  MIXED_ROWS,
+} from "../generate/engine.ts";
+import { Tokenizer } from "../text/tokenizer.ts";
+import {
+  bindWeights,
+  checkpointSource,
+  type WeightSource,
+  type WeightsType,
+} from "../weights/bind.ts";
+import { type Checkpoint, openCheckpoint } from "../weights/checkpoint.ts";
+import type { ModelConfig } from "./config.ts";
+import type { GenerationConfig } from "./generation_config.ts";
+import { type RecordedModel, recordModel } from "./layers.ts";
+import { Model } from "./model.ts";
+
+/** What a load is doing; bytes of the whole. */
+export interface LoadProgress {
+  stage: "read" | "convert" | "upload" | "prepare";
+  loaded: number;
+  total: number;
+}
+
+/** Options of {@link loadModel}. */
+export interface LoadOptions {
+  /** "auto" (default): CUDA when it works, else the CPU. */
+  device?: "auto" | "cpu" | "cuda" | `cuda:${number}`;
+  /** "auto" (default): as stored; others are converted while loading. */
+  weights?: WeightsType;
+  /** CPU threads; default: as many as the process may use. */
+  threads?: number;
+  /** "auto" (default): the best that the processor has; or a lesser set. */
+  kernels?: KernelSetName;
+  /** Told how the load goes on. */
+  onProgress?: (progress: LoadProgress) => void;
+  /** Aborts the load. */
+  signal?: AbortSignal;
+  /** Bytes of all cache pages; default: half of the memory available. */
+  cacheBytes?: number;
+  /** Requests that share a step; default 64. */
+  maxBatch?: number;
+}
+
+const DEFAULT_BATCH = 64;
+
+function fail(name: string, value: unknown, right: string): never {
+  const found = typeof value === "string" ? JSON.stringify(value) : value;
+  const message = `Cannot load: ${name} is ${found}, and must be ${right}`;
+  const range = typeof value === "number" || typeof value === "string";
+  throw range ? new RangeError(message) : new TypeError(message);
+}
+
+function checkOptions(options: LoadOptions) {
+  if (typeof options !== "object" || options === null) {
+    fail("options", options, "an object");
+  }
+  const whole = (name: "threads" | "cacheBytes" | "maxBatch", max: number) => {
+    const value: unknown = options[name];
+    if (value === undefined) return;
+    const ok = typeof value === "number" && Number.isInteger(value) &&
+      value >= 1 && value <= max;
+    if (!ok) fail(name, value, `an integer in [1, ${max}]`);
+  };
+  whole("threads", 1024);
+  whole("cacheBytes", Number.MAX_SAFE_INTEGER);
+  whole("maxBatch", MIXED_ROWS);
+  const among = (name: "weights" | "kernels", allowed: readonly string[]) => {
+    const value: unknown = options[name];
+    if (value === undefined || allowed.includes(value as string)) return;
+    fail(name, value, `one of ${allowed.join(", ")}`);
+  };
+  among("weights", ["auto", "f32", "bf16"]);
+  among("kernels", ["auto", "reference", "avx2", "avx512", "amx"]);
+  const { device = "auto", onProgress, signal } = options;
+  if (device !== "auto" && device !== "cpu") {
+    fail("device", device, '"auto" or "cpu": this build has no CUDA library');
+  }
+  if (onProgress !== undefined && typeof onProgress !== "function") {
+    fail("onProgress", onProgress, "a function");
+  }
+  if (signal !== undefined && !(signal instanceof AbortSignal)) {
+    fail("signal", signal, "an AbortSignal");
+  }
+}
+
+/** The ids that end an output: the generation config's, else the config's. */
+function eosIds(
+  { eos_token_id }: ModelConfig,
+  generation: GenerationConfig | undefined,
+): readonly number[] {
+  if (generation?.eos_token_id.length) return generation.eos_token_id;
+  if (typeof eos_token_id === "number") return [eos_token_id];
+  return eos_token_id ?? [];
+}
+
+function totalBytes(checkpoint: Checkpoint): number {
+  return checkpoint.files.reduce((sum, file) => sum + file.bytes, 0);
+}
+
+/** What {@link buildModel} needs beside options. */
+export interface ModelParts {
+  config: ModelConfig;
+  checkpoint?: Checkpoint;
+  source: (native: NativeModel) => WeightSource;
+  tokenizer?: Tokenizer;
+  /** Bytes of all weights as stored, for progress. */
+  bytes: number;
+  /** Keep every value of a step, for tests. */
+  keepAll?: boolean;
+}
+
+/** Device, weights, programs and engine, put together; used by loadModel, tests and benches. */
+export async function buildModel(
+  parts: ModelParts,
+  options: LoadOptions,
+): Promise<Model & { recorded: RecordedModel }> {
+  const { config } = parts;
+  const generationConfig = parts.checkpoint?.generationConfig;
+  const { onProgress, signal } = options;
+  const device = new NativeDevice({
+    threads: options.threads,
+    kernels: options.kernels,
+  });
+  const control = newControl();
+  const abort = () => Atomics.store(control, ControlWord.cancel, 1);
+  signal?.addEventListener("abort", abort);
+  let native: NativeModel | undefined;
+  try {
+    native = new NativeModel(device);
+    let loaded = 0;
+    const weightsType = options.weights ?? "auto";
+    const weights = await bindWeights(native, config, parts.source(native), {
+      weights: weightsType,
+      control,
+      onBytes(bytes) {
+        loaded += bytes;
+        onProgress?.({ stage: "read", loaded, total: parts.bytes });
+        signal?.throwIfAborted();
+      },
+    });
+    const { bytes: total } = parts;
+    const keepAll = parts.keepAll ?? false;
+    const decode = recordModel(config, weights, "absorbed");
+    const mixed = recordModel(config, weights, "both", keepAll);
+    const programs = {
+      decode: native.addProgram(decode.program, DECODE_ROWS, LOGITS_ROWS),
+      mixed: native.addProgram(mixed.program, MIXED_ROWS, LOGITS_ROWS),
+    };
+    onProgress?.({ stage: "prepare", loaded: total, total });
+    const free = device.info().memoryFree;
+    const engine = new Engine({
+      native,
+      // With every value kept there is one program, so that tests know where to look.
+      programs: keepAll ? { ...programs, decode: programs.mixed } : programs,
+      vocab_size: config.vocab_size,
+      maxBatch: options.maxBatch ?? DEFAULT_BATCH,
+    });
+    const model = new Model({
+      config,
+      generationConfig,
+      eosTokenIds: parts.tokenizer?.eosTokenIds ??
+        eosIds(config, generationConfig),
+      tokenizer: parts.tokenizer,
+      device,
+      native,
+      engine,
+      inF32: weights.layers[0].kvB.dtype === "f32",
+      cacheBytes: options.cacheBytes ?? Math.floor(free / 2),
+    });
+    return Object.assign(model, { recorded: mixed });
+  } catch (error) {
+    native?.[Symbol.dispose]();
+    device[Symbol.dispose]();
+    if (error instanceof CancelledError && signal?.aborted) throw signal.reason;
+    throw error;
+  } finally {
+    signal?.removeEventListener("abort", abort);
+  }
+}
+
+/**
+ * Loads a checkpoint of the DeepSeek-V2 family: a folder in the Hugging Face layout with
+ * `config.json`, `*.safetensors` (F32, BF16, F16, or FP8 with `weight_scale_inv`), and optionally
+ * `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`.
+ *
+ * @throws CheckpointError naming file, tensor, expected and found; `Deno.errors.NotFound` and
+ * `NotCapable`; OutOfMemoryError; RangeError and TypeError for options; the signal's reason
+ *
+ * @example
+ * ```ts
+ * import { loadModel } from "../../mod.ts";
+ *
+ * await using model = await loadModel(new URL("../../models/nano", import.meta.url));
+ * console.log(await model.generate("Once upon a time", { maxTokens: 20 }).text());
+ * ```
+ */
+export async function loadModel(
+  path: string | URL,
+  options: LoadOptions = {},
+): Promise<Model> {
+  if (typeof path !== "string" && !(path instanceof URL)) {
+    fail("path", path, "a string or a URL");
+  }
+  checkOptions(options);
+  options.signal?.throwIfAborted();
+  const folder = path instanceof URL ? fileURLToPath(path) : path;
+  const checkpoint = await openCheckpoint(folder);
+  const { config, generationConfig } = checkpoint;
+  const eosTokenIds = eosIds(config, generationConfig);
+  const tokenizer = await Tokenizer.open(folder, {
+    vocabSize: config.vocab_size,
+    bosTokenId: config.bos_token_id ?? undefined,
+    eosTokenIds: eosTokenIds.length > 0 ? eosTokenIds : undefined,
+  });
+  options.signal?.throwIfAborted();
+  return await buildModel({
+    config,
+    checkpoint,
+    tokenizer,
+    source: (native) => checkpointSource(native, checkpoint),
+    bytes: totalBytes(checkpoint),
+  }, options);
+}

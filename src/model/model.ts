@@ -1,0 +1,459 @@
+import type { NativeDevice, NativeModel } from "../../ffi/mod.ts";
+import { Cache, type CacheType } from "../cache/cache.ts";
+import { PagePool } from "../cache/pages.ts";
+import { Timeline } from "../cache/timeline.ts";
+import { DisposedError } from "../errors.ts";
+import type { Engine } from "../generate/engine.ts";
+import { ForwardTask, ScoreTask } from "../generate/forward.ts";
+import { ABORTED, GenerateTask } from "../generate/generate_task.ts";
+import { type Generation, GenerationStream } from "../generate/generation.ts";
+import { type GenerateOptions, resolveOptions } from "../generate/options.ts";
+import type { Task } from "../generate/task.ts";
+import type { Message } from "../text/message.ts";
+import type { Tokenizer } from "../text/tokenizer.ts";
+import type { ModelConfig } from "./config.ts";
+import type { GenerationConfig } from "./generation_config.ts";
+import { checkTokens } from "./tokens.ts";
+
+/** What a {@link Model} is made of: by `loadModel()`. */
+export interface ModelInternals {
+  config: ModelConfig;
+  generationConfig: GenerationConfig | undefined;
+  eosTokenIds: readonly number[];
+  tokenizer: Tokenizer | undefined;
+  device: NativeDevice;
+  native: NativeModel;
+  engine: Engine;
+  /** Whether the weights run in f32. */
+  inF32: boolean;
+  cacheBytes: number;
+}
+
+/** Options of `model.createCache()`. */
+export interface CacheOptions {
+  /** Tokens to reserve pages for; it grows to the model's maximum when absent. */
+  capacity?: number;
+  /** Element type; "auto" (default): f32 when the weights run in f32, else bf16. */
+  type?: "auto" | CacheType;
+}
+
+/** Options of `model.forward()` and `model.score()`. */
+export interface ForwardOptions {
+  /** Where the tokens are appended; a fresh one when absent. */
+  cache?: Cache;
+  /** Logits of which tokens; default "last". */
+  logits?: "last" | "all";
+  signal?: AbortSignal;
+}
+
+/** Bytes that a model holds. */
+export interface MemoryUse {
+  weights: number;
+  caches: number;
+  /** Reclaimable. */
+  prefixCache: number;
+  workspace: number;
+}
+
+/** A loaded checkpoint. See {@link loadModel}. */
+export class Model implements Disposable, AsyncDisposable {
+  /** The parsed config under the names of `config.json`. */
+  readonly config: ModelConfig;
+  readonly #internals: ModelInternals;
+  readonly #pools = new Map<CacheType, PagePool>();
+  readonly #caches = new Set<Cache>();
+  #closing: Promise<void> | undefined;
+
+  /** @ignore made by `loadModel()` */
+  constructor(internals: ModelInternals) {
+    this.config = internals.config;
+    this.#internals = internals;
+  }
+
+  #open(what: string): ModelInternals {
+    if (this.#closing) {
+      throw new DisposedError(`Cannot ${what}: the model is disposed`);
+    }
+    return this.#internals;
+  }
+
+  /** The device in use. */
+  get device(): string {
+    return "cpu";
+  }
+
+  /** Requests in steps, and those that wait for a place. */
+  get load(): { running: number; waiting: number } {
+    return this.#internals.engine.load;
+  }
+
+  /** Text to ids and back. @throws TypeError when the checkpoint has no tokenizer */
+  get tokenizer(): Tokenizer {
+    const { tokenizer } = this.#internals;
+    if (!tokenizer) {
+      throw new TypeError(
+        "Cannot use text: the checkpoint has no tokenizer.json; token ids work",
+      );
+    }
+    return tokenizer;
+  }
+
+  /** Bytes in use. */
+  memory(): MemoryUse {
+    const { native } = this.#open("tell the memory");
+    const memory = native.memory();
+    let caches = 0;
+    for (const pool of this.#pools.values()) {
+      caches += pool.held * pool.pageBytes;
+    }
+    return {
+      weights: memory.weightsPrivate + memory.weightsMapped,
+      caches,
+      prefixCache: 0,
+      workspace: memory.workspace,
+    };
+  }
+
+  #pool(type: CacheType): PagePool {
+    const { config, native, cacheBytes } = this.#internals;
+    let pool = this.#pools.get(type);
+    if (!pool) {
+      pool = new PagePool(native, {
+        dtype: type,
+        layers: config.num_hidden_layers,
+        kv_lora_rank: config.kv_lora_rank,
+        qk_rope_head_dim: config.qk_rope_head_dim,
+        bytes: cacheBytes,
+      });
+      this.#pools.set(type, pool);
+    }
+    return pool;
+  }
+
+  #cacheType(type: "auto" | CacheType = "auto"): CacheType {
+    if (type !== "auto") return type;
+    return this.#internals.inF32 ? "f32" : "bf16";
+  }
+
+  /**
+   * An empty cache.
+   *
+   * @throws RangeError for a capacity beyond the model's maximum; OutOfMemoryError when its pages
+   * are not free
+   */
+  createCache(options: CacheOptions = {}): Cache {
+    this.#open("create a cache");
+    const maximum = this.config.max_position_embeddings;
+    const { capacity, type } = options;
+    const prefix = "Cannot create a cache";
+    if (type !== undefined && !["auto", "f32", "bf16"].includes(type)) {
+      const error = typeof type === "string" ? RangeError : TypeError;
+      throw new error(
+        `${prefix}: type is ${type}, and must be one of auto, f32, bf16`,
+      );
+    }
+    if (capacity !== undefined) {
+      if (typeof capacity !== "number") {
+        throw new TypeError(
+          `${prefix}: capacity is ${capacity}, and must be a number of tokens`,
+        );
+      }
+      const inside = capacity >= 1 && capacity <= maximum;
+      if (!Number.isInteger(capacity) || !inside) {
+        throw new RangeError(
+          `${prefix}: capacity is ${capacity}, and must be an integer in [1, ${maximum}]`,
+        );
+      }
+    }
+    const chosen = this.#cacheType(type);
+    const timeline = new Timeline(this.#pool(chosen), capacity);
+    return new Cache({
+      owner: this.#owner,
+      timeline,
+      type: chosen,
+      capacity: capacity ?? maximum,
+    });
+  }
+
+  readonly #owner = (() => {
+    const disposed = () => this.#closing !== undefined;
+    return {
+      get disposed() {
+        return disposed();
+      },
+      bytesPerToken: (type: CacheType) => {
+        const { num_hidden_layers, kv_lora_rank, qk_rope_head_dim } =
+          this.config;
+        const elements = num_hidden_layers * (kv_lora_rank + qk_rope_head_dim);
+        return elements * (type === "f32" ? 4 : 2);
+      },
+      adopt: (cache: Cache) => this.#caches.add(cache),
+      forget: (cache: Cache) => this.#caches.delete(cache),
+    };
+  })();
+
+  /** Takes a timeline for a call: the given cache's, or one that goes away with the call. */
+  #timelineFor(cache: Cache | undefined, what: string, task: () => Task) {
+    if (cache === undefined) {
+      const timeline = new Timeline(this.#pool(this.#cacheType()));
+      return { timeline, release: () => timeline.dispose() };
+    }
+    if (!(cache instanceof Cache) || !this.#caches.has(cache)) {
+      if (cache instanceof Cache) {
+        // A disposed cache says so itself.
+        void cache.length;
+        throw new TypeError(`Cannot ${what}: cache belongs to another model`);
+      }
+      throw new TypeError(
+        `Cannot ${what}: cache is ${cache}, and must be made by createCache()`,
+      );
+    }
+    const ended = Promise.withResolvers<void>();
+    const { timeline, release } = cache.acquire(what, () => {
+      const reason = new DisposedError(
+        `Cannot ${what}: the cache was disposed`,
+      );
+      this.#internals.engine.cancel(task(), reason);
+      return ended.promise;
+    });
+    return {
+      timeline,
+      release: () => {
+        release();
+        ended.resolve();
+      },
+    };
+  }
+
+  /** Cancels the task when the signal aborts; returns what ends the listening. */
+  #listen(signal: AbortSignal | undefined, task: Task): () => void {
+    if (!signal) return () => {};
+    const abort = () => this.#internals.engine.cancel(task, signal.reason);
+    signal.addEventListener("abort", abort, { once: true });
+    return () => signal.removeEventListener("abort", abort);
+  }
+
+  /**
+   * Appends tokens to a cache and gives logits: `[1, vocab_size]` of the last token, or with
+   * `logits: "all"` `[tokens.length, vocab_size]`, row-major.
+   */
+  async forward(
+    tokens: readonly number[],
+    options: ForwardOptions = {},
+  ): Promise<Float32Array> {
+    const { logits = "last" } = options;
+    if (logits !== "last" && logits !== "all") {
+      throw new TypeError(
+        `Cannot run forward: logits is ${logits}, and must be "last" or "all"`,
+      );
+    }
+    const { vocab_size } = this.config;
+    return await this.#append(
+      "run forward",
+      tokens,
+      options,
+      (timeline, ids, settle) =>
+        new ForwardTask(timeline, ids, logits === "all", vocab_size, settle),
+    );
+  }
+
+  /**
+   * Appends tokens to a cache and gives the log-probability of each token after the first, given
+   * all before it: `tokens.length - 1` values.
+   */
+  async score(
+    tokens: readonly number[],
+    options: Omit<ForwardOptions, "logits"> = {},
+  ): Promise<Float32Array> {
+    return await this.#append(
+      "score",
+      tokens,
+      options,
+      (timeline, ids, settle) => new ScoreTask(timeline, ids, settle),
+    );
+  }
+
+  async #append(
+    what: string,
+    tokens: readonly number[],
+    options: ForwardOptions,
+    make: (
+      timeline: Timeline,
+      ids: number[],
+      settle: PromiseWithResolvers<Float32Array>,
+    ) => Task,
+  ): Promise<Float32Array> {
+    const { engine } = this.#open(what);
+    const { cache, signal } = options;
+    signal?.throwIfAborted();
+    const maximum = cache instanceof Cache
+      ? cache.capacity
+      : this.config.max_position_embeddings;
+    const ids = checkTokens(tokens, what, this.config.vocab_size);
+    const settle = Promise.withResolvers<Float32Array>();
+    let task: Task | undefined = undefined;
+    const { timeline, release } = this.#timelineFor(
+      cache,
+      what,
+      () => task as Task,
+    );
+    try {
+      if (timeline.length + ids.length > maximum) {
+        throw new RangeError(
+          `Cannot ${what}: ${timeline.length} tokens held and ${ids.length} more exceed ${maximum}, the ${
+            cache ? "cache's capacity" : "model's maximum"
+          }`,
+        );
+      }
+      task = make(timeline, ids, settle);
+      const unlisten = this.#listen(signal, task);
+      engine.submit(task);
+      try {
+        return await settle.promise;
+      } finally {
+        unlisten();
+      }
+    } finally {
+      release();
+    }
+  }
+
+  /**
+   * Generates text. It starts at the call; any number may be outstanding, and run batched.
+   *
+   * @param input text (BOS as the tokenizer says, never special tokens), token ids as they are, or
+   * messages through the chat template
+   * @throws TypeError, RangeError for bad arguments; CacheBusyError; DisposedError
+   */
+  generate(
+    input: string | readonly number[] | readonly Message[],
+    options: GenerateOptions = {},
+  ): Generation {
+    const { engine, tokenizer, generationConfig, eosTokenIds } = this.#open(
+      "generate",
+    );
+    const { vocab_size, max_position_embeddings } = this.config;
+    const resolved = resolveOptions(options, {
+      vocab_size,
+      eosTokenIds,
+      generationConfig,
+    });
+    const { prompt, messages } = this.#prompt(input);
+    const { cache, signal } = options;
+    if (resolved.stop.length > 0) void this.tokenizer;
+    const capacity = cache instanceof Cache
+      ? cache.capacity
+      : max_position_embeddings;
+    if (prompt.length > capacity) {
+      throw new RangeError(
+        `Cannot generate: the prompt has ${prompt.length} tokens, and at most ${capacity} fit`,
+      );
+    }
+    let task: GenerateTask | undefined = undefined;
+    const held = this.#timelineFor(
+      cache,
+      "generate",
+      () => task as unknown as GenerateTask,
+    );
+    const { timeline } = held;
+    const cachedTokens = Math.min(
+      timeline.commonPrefix(prompt),
+      prompt.length - 1,
+    );
+    timeline.truncate(cachedTokens);
+    const settled = Promise.withResolvers<void>();
+    const stream = new GenerationStream({
+      hasText: tokenizer !== undefined,
+      stop: () => {
+        engine.cancel(task as unknown as GenerateTask, ABORTED);
+        return settled.promise;
+      },
+    });
+    let unlisten = () => {};
+    task = new GenerateTask({
+      timeline,
+      prompt,
+      cachedTokens,
+      messages,
+      options: {
+        ...resolved,
+        maxTokens: Math.min(resolved.maxTokens, capacity - prompt.length),
+      },
+      tokenizer,
+      keepsTimeline: cache !== undefined,
+      stream,
+      release: () => {
+        unlisten();
+        held.release();
+        settled.resolve();
+      },
+    });
+    if (signal?.aborted) {
+      task.fail(signal.reason);
+      return stream;
+    }
+    unlisten = this.#listen(signal, task);
+    engine.submit(task);
+    return stream;
+  }
+
+  #prompt(
+    input: string | readonly number[] | readonly Message[],
+  ): { prompt: number[]; messages?: readonly Message[] } {
+    if (typeof input === "string") {
+      const prompt = this.tokenizer.encode(input);
+      if (prompt.length === 0) {
+        throw new RangeError(
+          "Cannot generate: the input is empty, and must have at least one token",
+        );
+      }
+      return { prompt };
+    }
+    if (!Array.isArray(input)) {
+      const found = input === null ? "null" : typeof input;
+      throw new TypeError(
+        `Cannot generate: the input is ${found}, and must be a string, token ids or messages`,
+      );
+    }
+    if (input.length > 0 && typeof input[0] === "object") {
+      const messages = structuredClone(input) as Message[];
+      return { prompt: this.tokenizer.encode(messages), messages };
+    }
+    return { prompt: checkTokens(input, "generate", this.config.vocab_size) };
+  }
+
+  /** Gives the memory of kept prefixes back. */
+  clearPrefixCache(): void {
+    this.#open("clear the prefix cache");
+  }
+
+  /**
+   * Stops what runs within one step and frees everything; running calls reject with
+   * DisposedError. Returns at once, and may be repeated.
+   */
+  dispose(): void {
+    this.#close();
+  }
+
+  /** As {@link dispose}. */
+  [Symbol.dispose]() {
+    this.#close();
+  }
+
+  /** As {@link dispose}, and waits until the memory is free. */
+  async [Symbol.asyncDispose]() {
+    await this.#close();
+  }
+
+  #close(): Promise<void> {
+    return this.#closing ??= (async () => {
+      const { engine, native, device } = this.#internals;
+      await engine.close(new DisposedError("The model was disposed"));
+      await Promise.all(
+        [...this.#caches].map((cache) => cache[Symbol.asyncDispose]()),
+      );
+      native[Symbol.dispose]();
+      device[Symbol.dispose]();
+    })();
+  }
+}

@@ -1,0 +1,161 @@
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
+import { createRequire } from "node:module";
+import { CheckpointError, NativeError } from "../src/errors.ts";
+import { WasmEncoder } from "../src/text/wasm.ts";
+import { bundleTokenizer, transform } from "../tools/bundle_tokenizer.ts";
+
+const ROOT = new URL("../", import.meta.url);
+const EXPECTED = [0, 41, 1920, 13, 1040, 2];
+
+/** A program that encodes a text, and tells its ids and the globals it made. */
+const PROGRAM = `
+  const before = new Set(Object.getOwnPropertyNames(globalThis));
+  const { Tokenizer } = await import("${new URL(
+  "src/text/tokenizer.ts",
+  ROOT,
+)}");
+  const folder = new URL("${new URL("models/nano/", ROOT)}");
+  const tokenizer = await Tokenizer.open(folder, { vocabSize: 4096 });
+  const ids = tokenizer.encode("Hello, world!");
+  const added = Object.getOwnPropertyNames(globalThis)
+    .filter((name) => !before.has(name));
+  const told = { ids, added };
+`;
+
+/** Writes a program where imports resolve as in the project. */
+async function withProgram<T>(
+  text: string,
+  use: (path: string) => Promise<T>,
+): Promise<T> {
+  const path = await Deno.makeTempFile({ suffix: ".mjs" });
+  try {
+    await Deno.writeTextFile(path, text);
+    return await use(path);
+  } finally {
+    await Deno.remove(path);
+  }
+}
+
+Deno.test("the tokenizer needs no permission but to read, and makes no global", async () => {
+  const program = PROGRAM + "console.log(JSON.stringify(told));";
+  for (const more of [[], ["--location=http://localhost/"]]) {
+    const output = await withProgram(program, (path) => {
+      const config = decodeURIComponent(new URL("deno.json", ROOT).pathname);
+      const args = ["run", "--quiet", "--no-prompt", `--config=${config}`];
+      return new Deno.Command(Deno.execPath(), {
+        args: [...args, "--allow-read", ...more, path],
+      }).output();
+    });
+    const errors = new TextDecoder().decode(output.stderr);
+    assertEquals(output.code, 0, errors);
+    const told = JSON.parse(new TextDecoder().decode(output.stdout));
+    assertEquals(told, { ids: EXPECTED, added: [] });
+  }
+});
+
+Deno.test("the tokenizer works in a worker", async () => {
+  const program = PROGRAM + "self.postMessage(told);";
+  const told = await withProgram(
+    program,
+    (path) =>
+      new Promise((resolve, reject) => {
+        const worker = new Worker(`file://${path}`, { type: "module" });
+        worker.onmessage = ({ data }) => (worker.terminate(), resolve(data));
+        worker.onerror = (event) => (worker.terminate(), reject(event));
+      }),
+  );
+  assertEquals(told, { ids: EXPECTED, added: [] });
+});
+
+Deno.test("WasmEncoder.open() names the task when the bundle is missing", async () => {
+  const missing = new URL("build/no-such-file.js", ROOT);
+  const error = await assertRejects(
+    () => WasmEncoder.open(new ArrayBuffer(0), "tokenizer.json", missing),
+    NativeError,
+  );
+  assertStringIncludes(error.message, missing.href);
+  assertStringIncludes(error.message, "deno task build");
+});
+
+Deno.test("WasmEncoder replaces an instance that aborted", async () => {
+  // The unknown token is not in the vocabulary: the library finds out when it
+  // meets a character that it does not know.
+  const json = {
+    version: "1.0",
+    added_tokens: [],
+    model: {
+      type: "BPE",
+      unk_token: "<unk>",
+      vocab: { a: 0, b: 1 },
+      merges: [],
+    },
+  };
+  const bytes = new TextEncoder().encode(JSON.stringify(json)).buffer;
+  const encoder = await WasmEncoder.open(bytes, "tokenizer.json");
+  assertEquals([...encoder.encode("ab")], [0, 1]);
+  for (let i = 0; i < 60; i++) {
+    assertThrows(() => encoder.encode("xyz"), NativeError, "aborted");
+  }
+  assertEquals([...encoder.encode("ba")], [1, 0]);
+});
+
+Deno.test("WasmEncoder.open() tells why the library refuses a file", async () => {
+  const bytes = new TextEncoder().encode('{"a": 1}').buffer;
+  const error = await assertRejects(
+    () => WasmEncoder.open(bytes, "tokenizer.json"),
+    CheckpointError,
+  );
+  assertStringIncludes(error.message, "tokenizer.json");
+  assertStringIncludes(error.message, "Error(");
+});
+
+Deno.test("transform() refuses another version of the package", async () => {
+  const require = createRequire(import.meta.url);
+  const source = await Deno.readTextFile(
+    require.resolve("@mlc-ai/web-tokenizers"),
+  );
+  const { script, wasm } = transform(source);
+  assertStringIncludes(script, "export function create(log)");
+  assert(WebAssembly.validate(wasm));
+  const without = (text: string) => source.replaceAll(text, "");
+  for (
+    const [changed, what] of [
+      [
+        without("var binding = null;"),
+        "the start of the runtime was found 0 times",
+      ],
+      [without('typeof importScripts=="function"'), "the worker flag"],
+      [source + source, "2 embedded binaries"],
+      ["", "0 embedded binaries"],
+    ]
+  ) {
+    assertThrows(() => transform(changed), Error, what);
+  }
+});
+
+Deno.test("bundleTokenizer() writes once, and again when the file is another", async () => {
+  const folder = await Deno.makeTempDir();
+  const out = new URL(`file://${folder}/build/`);
+  const file = new URL("tokenizers.js", out);
+  try {
+    await bundleTokenizer(out);
+    const made = await Deno.readTextFile(file);
+    await Deno.utime(file, 1, 1);
+    await bundleTokenizer(out);
+    assertEquals((await Deno.stat(file)).mtime?.getTime(), 1000);
+    await Deno.writeTextFile(file, "// another");
+    await bundleTokenizer(out);
+    assertEquals(await Deno.readTextFile(file), made);
+    await Deno.remove(new URL("tokenizers.wasm", out));
+    await bundleTokenizer(out);
+    assertEquals([...Deno.readDirSync(out)].length, 2);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});

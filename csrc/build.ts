@@ -3,7 +3,7 @@
  * it is current. Options: `--cuda` (the CUDA library instead of the CPU one), `--sanitize` (the CPU
  * library with address and undefined-behaviour sanitizers, in `build/sanitize`).
  */
-import { bundleTokenizer } from "../tools/bundle_tokenizer.ts";
+import { bundleTokenizer } from "../src/text/bundle.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const SUFFIX = Deno.build.os === "darwin" ? "dylib" : "so";

@@ -12,13 +12,15 @@
  *
  * @example
  * ```ts
+ * import { assertEquals } from "@std/assert";
  * import { CheckpointError } from "./errors.ts";
  *
  * const error = new CheckpointError("config.json: num_hidden_layers is 0");
- * console.assert(error.name === "CheckpointError");
+ * assertEquals(error.name, "CheckpointError");
  * ```
  */
 export class CheckpointError extends Error {
+  /** Always "CheckpointError". */
   override name = "CheckpointError";
 }
 
@@ -28,13 +30,15 @@ export class CheckpointError extends Error {
  *
  * @example
  * ```ts
+ * import { assertEquals } from "@std/assert";
  * import { CacheFileError } from "./errors.ts";
  *
  * const error = new CacheFileError("story.cache: of another model");
- * console.assert(error.name === "CacheFileError");
+ * assertEquals(error.name, "CacheFileError");
  * ```
  */
 export class CacheFileError extends Error {
+  /** Always "CacheFileError". */
   override name = "CacheFileError";
 }
 
@@ -44,13 +48,15 @@ export class CacheFileError extends Error {
  *
  * @example
  * ```ts
+ * import { assertEquals } from "@std/assert";
  * import { CacheBusyError } from "./errors.ts";
  *
  * const error = new CacheBusyError("Cannot fork: the cache is in use");
- * console.assert(error.name === "CacheBusyError");
+ * assertEquals(error.name, "CacheBusyError");
  * ```
  */
 export class CacheBusyError extends Error {
+  /** Always "CacheBusyError". */
   override name = "CacheBusyError";
 }
 
@@ -60,13 +66,15 @@ export class CacheBusyError extends Error {
  *
  * @example
  * ```ts
+ * import { assertEquals } from "@std/assert";
  * import { DisposedError } from "./errors.ts";
  *
  * const error = new DisposedError("Cannot generate: the model is disposed");
- * console.assert(error.name === "DisposedError");
+ * assertEquals(error.name, "DisposedError");
  * ```
  */
 export class DisposedError extends Error {
+  /** Always "DisposedError". */
   override name = "DisposedError";
 }
 
@@ -76,16 +84,18 @@ export class DisposedError extends Error {
  *
  * @example
  * ```ts
+ * import { assertEquals } from "@std/assert";
  * import { OutOfMemoryError } from "./errors.ts";
  *
  * const error = new OutOfMemoryError("Cannot load: 8 GiB asked, 2 GiB free", {
  *   bytesAsked: 2 ** 33,
  *   bytesFree: 2 ** 31,
  * });
- * console.assert(error.bytesAsked > error.bytesFree);
+ * assertEquals(error.bytesFree, 2 ** 31);
  * ```
  */
 export class OutOfMemoryError extends Error {
+  /** Always "OutOfMemoryError". */
   override name = "OutOfMemoryError";
   /** Bytes that were asked for. */
   readonly bytesAsked: number;
@@ -93,6 +103,8 @@ export class OutOfMemoryError extends Error {
   readonly bytesFree: number;
 
   /**
+   * Makes the error.
+   *
    * @param message What could not be allocated, and what would help.
    * @param options `bytesAsked` and `bytesFree` in bytes, and the `cause`.
    */
@@ -113,18 +125,22 @@ export class OutOfMemoryError extends Error {
  *
  * @example
  * ```ts
+ * import { assertEquals } from "@std/assert";
  * import { NativeError } from "./errors.ts";
  *
  * const error = new NativeError("moela_program_run: bad handle", { status: 3 });
- * console.assert(error.status === 3);
+ * assertEquals(error.status, 3);
  * ```
  */
 export class NativeError extends Error {
+  /** Always "NativeError". */
   override name = "NativeError";
   /** The library's status code; absent when no call was made. */
   readonly status?: number;
 
   /**
+   * Makes the error.
+   *
    * @param message The library's own words, or why it could not be opened.
    * @param options `status`, the library's status code, and the `cause`.
    */

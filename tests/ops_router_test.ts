@@ -93,13 +93,13 @@ function routerShape({ experts, config, shape }: Gate): RouterShape {
 
 const ROWS = 33;
 
-/** Random rows; row 0 all alike, row 1 in seven steps (ties), rows 2 and 3 far apart. */
+/** Random rows; row 0 all alike, row 1 in seven steps (ties), row 2 far apart, row 3 far below 0. */
 function makeLogits(experts: number): Floats {
   const logits = normals(ROWS * experts, 21);
   for (let e = 0; e < experts; e++) {
     logits[e] = 0.5;
     logits[experts + e] = e % 7;
-    logits[2 * experts + e] *= 40;
+    logits[2 * experts + e] *= 5;
     logits[3 * experts + e] -= 80;
   }
   return logits;

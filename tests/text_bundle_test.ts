@@ -8,7 +8,7 @@ import {
 import { createRequire } from "node:module";
 import { CheckpointError, NativeError } from "../src/errors.ts";
 import { WasmEncoder } from "../src/text/wasm.ts";
-import { bundleTokenizer, transform } from "../tools/bundle_tokenizer.ts";
+import { bundleTokenizer, transform } from "../src/text/bundle.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const EXPECTED = [0, 41, 1920, 13, 1040, 2];

@@ -24,6 +24,7 @@ export type ModelType =
 
 /** Block-wise FP8 (E4M3), as `quantization_config` announces it. */
 export interface Fp8Quantization {
+  /** The only method that is read. */
   readonly quant_method: "fp8";
   /** Rows and columns that share one scale. */
   readonly weight_block_size: readonly [128, 128];
@@ -34,27 +35,44 @@ export interface Fp8Quantization {
  * the file (strings, numbers, booleans) are kept as they were.
  */
 export interface ModelConfig {
+  /** Member of the family; decides the scaling rule of the router. */
   readonly model_type: ModelType;
+  /** The class name that goes with `model_type`. */
   readonly architectures: readonly string[];
+  /** Rows of the embedding and of `lm_head`. */
   readonly vocab_size: number;
+  /** Width of the residual stream. */
   readonly hidden_size: number;
   /** Width of the dense MLP. */
   readonly intermediate_size: number;
   /** Width of one expert. */
   readonly moe_intermediate_size: number;
+  /** Layers that are run. */
   readonly num_hidden_layers: number;
   /** Layers for multi-token prediction after the last one; not run. */
   readonly num_nextn_predict_layers: number;
+  /** Query heads; each has keys and values of its own. */
   readonly num_attention_heads: number;
   /** Experts that see every token, as one MLP of their joint width; 0: none. */
   readonly n_shared_experts: number;
+  /** Experts a router chooses from. */
   readonly n_routed_experts: number;
+  /** Experts that it chooses for a token. */
   readonly num_experts_per_tok: number;
+  /** Contiguous groups of experts. */
   readonly n_group: number;
+  /** Groups that stay eligible for a token. */
   readonly topk_group: number;
+  /**
+   * How groups of experts are scored: not at all, by their best, or by the
+   * sum of their best two after a bias.
+   */
   readonly topk_method: "greedy" | "group_limited_greedy" | "noaux_tc";
+  /** From router logits to scores. */
   readonly scoring_func: "softmax" | "sigmoid";
+  /** Whether the chosen scores are divided by their sum. */
   readonly norm_topk_prob: boolean;
+  /** Factor of the chosen scores; see `routerScaling`. */
   readonly routed_scaling_factor: number;
   /** The first layer that may have experts. */
   readonly first_k_dense_replace: number;
@@ -62,20 +80,33 @@ export interface ModelConfig {
   readonly moe_layer_freq: number;
   /** null: queries are projected directly, by `q_proj`. */
   readonly q_lora_rank: number | null;
+  /** Width of the latent that is cached. */
   readonly kv_lora_rank: number;
+  /** Per head, the part of query and key without position. */
   readonly qk_nope_head_dim: number;
+  /** The rotated part; its key is shared by all heads. */
   readonly qk_rope_head_dim: number;
+  /** Width of one head's values. */
   readonly v_head_dim: number;
+  /** Activation of the gate projections. */
   readonly hidden_act: "silu";
+  /** Epsilon of the norms over the hidden size. */
   readonly rms_norm_eps: number;
+  /** Base of the rotary frequencies. */
   readonly rope_theta: number;
+  /** Extension of the context; null: none. */
   readonly rope_scaling: YarnScaling | null;
   /** Longest sequence, in tokens. */
   readonly max_position_embeddings: number;
+  /** Whether the embedding serves as `lm_head`. */
   readonly tie_word_embeddings: boolean;
+  /** No member has biases. */
   readonly attention_bias: false;
+  /** First token of a text. */
   readonly bos_token_id: number | null;
+  /** Tokens that end a text, in the form of the file. */
   readonly eos_token_id: number | readonly number[] | null;
+  /** How projections are stored; null: as plain floats. */
   readonly quantization_config: Fp8Quantization | null;
 }
 
@@ -243,11 +274,12 @@ function refuseVariants(fields: Fields): void {
  *
  * @example
  * ```ts
+ * import { assertEquals } from "@std/assert";
  * import { parseConfig } from "./config.ts";
  *
  * const path = "models/nano/config.json";
  * const config = parseConfig(JSON.parse(await Deno.readTextFile(path)), path);
- * console.assert(config.kv_lora_rank === 64);
+ * assertEquals(config.kv_lora_rank, 64);
  * ```
  */
 export function parseConfig(json: unknown, file: string): ModelConfig {

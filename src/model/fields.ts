@@ -38,7 +38,9 @@ export function show(value: unknown): string {
 
 /** Limits of a number; `fallback` stands in where the field is absent. */
 export interface NumberRule<F> {
+  /** The least value allowed. */
   min: number;
+  /** The greatest value allowed. */
   max: number;
   /** The value when the field is absent or null; required without it. */
   fallback?: F;
@@ -51,6 +53,8 @@ export class Fields {
   readonly #prefix: string;
 
   /**
+   * Wraps a parsed object.
+   *
    * @param value What was parsed; anything but an object is an error.
    * @param file Path for the messages.
    * @param name The field that holds the object, absent at the top.

@@ -9,13 +9,19 @@ import { Fields } from "./fields.ts";
 
 /** The fields that matter here, under the file's names; absent stays absent. */
 export interface GenerationConfig {
+  /** false means greedy. */
   readonly do_sample?: boolean;
+  /** At least 0. */
   readonly temperature?: number;
-  /** 0 turns it off. */
+  /** Keep that many of the most likely; 0 turns it off. */
   readonly top_k?: number;
+  /** In (0, 1]. */
   readonly top_p?: number;
+  /** In [0, 1]. */
   readonly min_p?: number;
+  /** In (0, 1]. */
   readonly typical_p?: number;
+  /** Above 0; 1 turns it off. */
   readonly repetition_penalty?: number;
   /** Empty when the file gives none. */
   readonly eos_token_id: readonly number[];
@@ -31,11 +37,12 @@ export interface GenerationConfig {
  *
  * @example
  * ```ts
+ * import { assertEquals } from "@std/assert";
  * import { parseGenerationConfig } from "./generation_config.ts";
  *
  * const json = { do_sample: true, temperature: 0.3, top_p: 0.95 };
  * const config = parseGenerationConfig(json, "generation_config.json", 4096);
- * console.assert(config.temperature === 0.3 && config.top_k === undefined);
+ * assertEquals([config.temperature, config.top_k], [0.3, undefined]);
  * ```
  */
 export function parseGenerationConfig(

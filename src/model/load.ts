@@ -24,7 +24,7 @@ import {
 import { type Checkpoint, openCheckpoint } from "../weights/checkpoint.ts";
 import type { ModelConfig } from "./config.ts";
 import type { GenerationConfig } from "./generation_config.ts";
-import { type RecordedModel, recordModel } from "./layers.ts";
+import { recordModel } from "./layers.ts";
 import { Model } from "./model.ts";
 
 /** What a load is doing; bytes of the whole. */
@@ -126,7 +126,7 @@ export interface ModelParts {
 export async function buildModel(
   parts: ModelParts,
   options: LoadOptions,
-): Promise<Model & { recorded: RecordedModel }> {
+): Promise<Model> {
   const { config } = parts;
   const generationConfig = parts.checkpoint?.generationConfig;
   const { onProgress, signal } = options;
@@ -177,10 +177,12 @@ export async function buildModel(
       device,
       native,
       engine,
+      programs,
+      recorded: mixed,
       inF32: weights.layers[0].kvB.dtype === "f32",
       cacheBytes: options.cacheBytes ?? Math.floor(free / 2),
     });
-    return Object.assign(model, { recorded: mixed });
+    return model;
   } catch (error) {
     native?.[Symbol.dispose]();
     device[Symbol.dispose]();

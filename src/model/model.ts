@@ -13,6 +13,7 @@ import type { Message } from "../text/message.ts";
 import type { Tokenizer } from "../text/tokenizer.ts";
 import type { ModelConfig } from "./config.ts";
 import type { GenerationConfig } from "./generation_config.ts";
+import type { RecordedModel } from "./layers.ts";
 import { checkTokens } from "./tokens.ts";
 
 /** What a {@link Model} is made of: by `loadModel()`. */
@@ -24,6 +25,9 @@ export interface ModelInternals {
   device: NativeDevice;
   native: NativeModel;
   engine: Engine;
+  programs: { decode: number; mixed: number };
+  /** What the mixed program was recorded from. */
+  recorded: RecordedModel;
   /** Whether the weights run in f32. */
   inF32: boolean;
   cacheBytes: number;
@@ -75,6 +79,14 @@ export class Model implements Disposable, AsyncDisposable {
       throw new DisposedError(`Cannot ${what}: the model is disposed`);
     }
     return this.#internals;
+  }
+
+  /**
+   * The parts below the public surface, for tests and benchmarks.
+   * @ignore
+   */
+  inspect(): ModelInternals {
+    return this.#open("inspect");
   }
 
   /** The device in use. */

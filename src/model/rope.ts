@@ -66,13 +66,14 @@ function yarnFrequencies(
  *
  * @example
  * ```ts
+ * import { assertEquals } from "@std/assert";
  * import { parseConfig } from "./config.ts";
  * import { ropeNumbers } from "./rope.ts";
  *
  * const path = "models/nano/config.json";
  * const config = parseConfig(JSON.parse(await Deno.readTextFile(path)), path);
  * const { inverseFrequencies } = ropeNumbers(config);
- * console.assert(inverseFrequencies.length === config.qk_rope_head_dim / 2);
+ * assertEquals(inverseFrequencies.length, config.qk_rope_head_dim / 2);
  * ```
  */
 export function ropeNumbers(config: ModelConfig): RopeNumbers {

@@ -13,6 +13,7 @@ const RATIO = { min: 0, max: 1, fallback: 1 };
 
 /** YaRN, as `rope_scaling` gives it. */
 export interface YarnScaling {
+  /** The only kind of the family. */
   readonly type: "yarn";
   /** Ratio of the extended to the original context. */
   readonly factor: number;
@@ -29,8 +30,8 @@ export interface YarnScaling {
 }
 
 /**
- * Reads `rope_theta` and `rope_scaling`, or `rope_parameters` as newer files write
- * both.
+ * Reads `rope_theta` and `rope_scaling`, or `rope_parameters`, which holds both
+ * in newer files.
  *
  * @param fields The whole config.
  * @param file The file's path, for messages.

@@ -33,6 +33,7 @@ export interface CheckpointTensor extends SafetensorsEntry {
 export interface Checkpoint {
   /** The folder. */
   readonly path: string;
+  /** `config.json`, checked. */
   readonly config: ModelConfig;
   /** Absent without `generation_config.json`. */
   readonly generationConfig: GenerationConfig | undefined;
@@ -221,11 +222,12 @@ function folderPath(path: string | URL): string {
  *
  * @example
  * ```ts
+ * import { assertEquals } from "@std/assert";
  * import { openCheckpoint } from "./checkpoint.ts";
  *
  * const { config, tensors } = await openCheckpoint("models/nano");
  * const { shape } = tensors.get("lm_head.weight")!;
- * console.assert(shape[0] === config.vocab_size);
+ * assertEquals(shape[0], config.vocab_size);
  * ```
  */
 export async function openCheckpoint(path: string | URL): Promise<Checkpoint> {

@@ -11,7 +11,9 @@ import type { CheckpointTensor } from "./checkpoint.ts";
 
 /** One tensor that a config calls for. */
 export interface ExpectedTensor {
+  /** Full name in the checkpoint. */
   readonly name: string;
+  /** Sizes as stored: `[out, in]` for a projection. */
   readonly shape: readonly number[];
   /** Whether it may be stored in FP8, beside a `weight_scale_inv`. */
   readonly quantizable: boolean;

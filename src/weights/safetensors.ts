@@ -10,8 +10,27 @@
 import { CheckpointError } from "../errors.ts";
 import { isJsonObject, type JsonObject, show } from "../model/fields.ts";
 
-/** Bytes of one element by type name. */
-const DTYPE_BYTES = {
+/** Element types of the format that take whole bytes. */
+export type SafetensorsDtype =
+  | "BOOL"
+  | "U8"
+  | "I8"
+  | "F8_E4M3"
+  | "F8_E5M2"
+  | "F8_E8M0"
+  | "U16"
+  | "I16"
+  | "F16"
+  | "BF16"
+  | "U32"
+  | "I32"
+  | "F32"
+  | "U64"
+  | "I64"
+  | "F64";
+
+/** Bytes of one element. */
+const DTYPE_BYTES: Readonly<Record<SafetensorsDtype, number>> = {
   BOOL: 1,
   U8: 1,
   I8: 1,
@@ -28,14 +47,13 @@ const DTYPE_BYTES = {
   U64: 8,
   I64: 8,
   F64: 8,
-} as const;
-
-/** Element types of the format that take whole bytes. */
-export type SafetensorsDtype = keyof typeof DTYPE_BYTES;
+};
 
 /** Where one tensor lies in its file, row-major. */
 export interface SafetensorsEntry {
+  /** Type of the elements. */
   readonly dtype: SafetensorsDtype;
+  /** Sizes, the slowest first; empty for a scalar. */
   readonly shape: readonly number[];
   /** Absolute file offset of the first byte. */
   readonly begin: number;
@@ -45,10 +63,13 @@ export interface SafetensorsEntry {
 
 /** A file's header, checked against the file's size. */
 export interface SafetensorsHeader {
+  /** The file. */
   readonly path: string;
   /** Absolute offset of the first tensor's bytes. */
   readonly dataOffset: number;
+  /** Size of the whole file. */
   readonly fileBytes: number;
+  /** Every tensor by name. */
   readonly tensors: ReadonlyMap<string, SafetensorsEntry>;
   /** The header's `__metadata__`. */
   readonly metadata: ReadonlyMap<string, string>;
@@ -169,7 +190,7 @@ function parseEntry(
   });
 }
 
-/** The format allows neither overlaps nor holes nor bytes that belong to none. */
+/** The format allows no overlaps, no holes, and no bytes beyond the tensors. */
 function checkCoverage(header: SafetensorsHeader): void {
   const { path, tensors, dataOffset, fileBytes } = header;
   const inOrder = [...tensors].sort(([, a], [, b]) =>
@@ -268,11 +289,12 @@ async function readFully(
  *
  * @example
  * ```ts
+ * import { assertEquals } from "@std/assert";
  * import { readSafetensorsHeader } from "./safetensors.ts";
  *
  * const path = "models/nano/model-00001-of-00002.safetensors";
  * const { tensors } = await readSafetensorsHeader(path);
- * console.assert(tensors.get("model.embed_tokens.weight")?.dtype === "BF16");
+ * assertEquals(tensors.get("model.layers.0.mlp.up_proj.weight")?.dtype, "BF16");
  * ```
  */
 export async function readSafetensorsHeader(

@@ -170,7 +170,7 @@ async function replace(path: URL, contents: string | Uint8Array) {
  *
  * @example
  * ```ts ignore
- * await bundleTokenizer(new URL("../build/", import.meta.url));
+ * await bundleTokenizer(new URL("../../build/", import.meta.url));
  * ```
  */
 export async function bundleTokenizer(outDir: URL): Promise<void> {
@@ -216,5 +216,5 @@ async function startsWith(path: URL, text: string): Promise<boolean> {
 }
 
 if (import.meta.main) {
-  await bundleTokenizer(new URL("../build/", import.meta.url));
+  await bundleTokenizer(new URL("../../build/", import.meta.url));
 }

@@ -14,15 +14,17 @@ export interface NativeDeviceOptions {
 
 /** What a device is and has. */
 export interface NativeDeviceInfo {
+  /** Processor. */
   name: string;
   /** Kernels in use. */
   kernels: KernelSetName;
   /** Kernels that would work here. */
   available: KernelSetName[];
+  /** Threads in use, the calling one included. */
   threads: number;
-  /** Bytes. */
+  /** Bytes of the machine. */
   memoryTotal: number;
-  /** Bytes. */
+  /** Bytes available: the smaller of the system's and what the cgroup leaves. */
   memoryFree: number;
 }
 
@@ -43,10 +45,15 @@ const finalizer = new FinalizationRegistry<() => void>((destroy) => destroy());
  * ```
  */
 export class NativeDevice implements Disposable {
+  /** The library that it belongs to. */
   readonly library: Library;
   #handle: Deno.PointerValue;
 
-  /** @throws NativeError when the kernels asked for are not available */
+  /**
+   * Opens a device.
+   *
+   * @throws NativeError when the kernels asked for are not available
+   */
   constructor(options: NativeDeviceOptions = {}) {
     this.library = openLibrary("cpu");
     const err = new ErrorBuffer();

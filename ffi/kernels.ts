@@ -24,14 +24,19 @@ export type Activations = Float32Array<ArrayBuffer>;
 
 /** A latent cache on the device: `tokens` of one sequence, in pages that lie in any order. */
 export interface LatentCache {
+  /** Id of the pool in {@link Kernels.model}. */
   readonly pool: number;
+  /** Entry i is the page of tokens `[64 i, 64 i + 64)`. */
   readonly pages: Int32Array<ArrayBuffer>;
+  /** Width of the normed latent, the first part of an entry. */
   readonly kv_lora_rank: number;
+  /** Width of the rotated shared key, the second part. */
   readonly qk_rope_head_dim: number;
 }
 
 /** Rows of one sequence for an operation on a cache. */
 export interface CacheRows {
+  /** Where the sequence lies. */
   cache: LatentCache;
   /** Position of the first row. */
   position: number;
@@ -71,7 +76,9 @@ export interface RunOptions {
  * ```
  */
 export class Kernels implements Disposable {
+  /** Where everything runs. */
   readonly device: NativeDevice;
+  /** Owner of the tensors, caches and programs. */
   readonly model: NativeModel;
   readonly #programs = new Map<string, number>();
 

@@ -3,12 +3,20 @@ import { ABI_VERSION } from "./enums.ts";
 import { STRUCTS } from "./structs.ts";
 import { SYMBOLS } from "./symbols.ts";
 
-/** The symbols of an opened library. */
+/**
+ * The symbols of an opened library.
+ * @internal
+ */
 export type Symbols = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
 
 /** An opened and checked kernel library. It is never closed: a call may be running on it. */
 export interface Library {
+  /**
+   * The functions of csrc/include/moela.h.
+   * @internal
+   */
   readonly symbols: Symbols;
+  /** Where it was opened. */
   readonly path: string;
   /** Hash of the sources that the library was built from. */
   readonly buildId: string;

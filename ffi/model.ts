@@ -29,13 +29,17 @@ export interface NativeWeight {
   stored: "f32" | "bf16" | "f16" | "fp8";
   /** Type wanted. */
   dtype: "f32" | "bf16";
+  /** Rows of each matrix: outputs. */
   rows: number;
+  /** Columns of each matrix: inputs. */
   cols: number;
   /** Places in files, or keys of generated tensors. */
   parts: readonly NativeWeightPart[] | readonly bigint[];
   /** Of generated weights: see `moela_generate`. */
   seed?: bigint;
+  /** Mean of a generated weight. */
   mean?: number;
+  /** Standard deviation of a generated weight. */
   deviation?: number;
 }
 
@@ -56,21 +60,33 @@ export type SamplingValues = Parameters<typeof Sampling.encode>[0];
 
 /** The arguments of a step: see `moela_model_run`. */
 export interface NativeStep {
+  /** Id of the program to replay. */
   program: number;
+  /** Ids, one for each row. */
   tokens: Int32Array<ArrayBuffer>;
   /** Rows on the absorbed path; they come first. */
   absorbed: number;
+  /** Sequences, in order of their rows. */
   segments: readonly SegmentValues[];
+  /** The sequences' page tables, one after the other. */
   pages: Int32Array<ArrayBuffer>;
+  /** Rows that ask for logits, ascending. */
   logitRows: Int32Array<ArrayBuffer>;
+  /** For each of them a token whose log-probability is wanted, or -1. */
   targets?: Int32Array<ArrayBuffer>;
+  /** For each of them how the next token is drawn. */
   sampling?: readonly SamplingValues[];
+  /** Lists that `sampling` points into. */
   aux?: Int32Array<ArrayBuffer>;
+  /** Gets the logits, `[logitRows.length, vocab_size]`. */
   logits?: Float32Array<ArrayBuffer>;
+  /** Gets the log-probabilities of `targets`, `[logitRows.length]`. */
   logprobs?: Float32Array<ArrayBuffer>;
   /** In shared memory, to be read while the call runs. */
   entries?: Int32Array<SharedArrayBuffer>;
+  /** Words from one entry to the next; default 4. */
   entryWords?: number;
+  /** Steps to run, each fed with what the one before drew; default 1. */
   steps?: number;
   /** `ControlWord.words` words in shared memory. */
   control: Int32Array<SharedArrayBuffer>;
@@ -88,10 +104,12 @@ const finalizer = new FinalizationRegistry<() => void>((destroy) => destroy());
 
 /** The library's model: files, weights, pools and programs, all freed together. */
 export class NativeModel implements Disposable {
+  /** The device that it runs on. */
   readonly device: NativeDevice;
   readonly #symbols: Symbols;
   #handle: Deno.PointerValue;
 
+  /** Makes an empty model. @throws NativeError */
   constructor(device: NativeDevice) {
     this.device = device;
     this.#symbols = device.library.symbols;

@@ -6,6 +6,7 @@ const ERR_BYTES = 1024;
 
 /** What a call ended by its control word rejects with; callers turn it into their own reason. */
 export class CancelledError extends Error {
+  /** Always "CancelledError". */
   override name = "CancelledError";
 }
 

@@ -87,7 +87,7 @@ class Scratch {
 struct Context {
   const Kernels& kernels;
   Threads& threads;
-  std::vector<Scratch>& scratch;  // [threads.count()]; sized by the planner through scratch_floats()
+  std::vector<Scratch>& scratch;  // [threads.count()]; operations grow it on the calling thread
   const StepView& step;
   const std::atomic<int32_t>* cancel;  // long operations may poll it between tasks; may be NULL
 };

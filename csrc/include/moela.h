@@ -387,6 +387,14 @@ typedef struct moela_sampling {
 } moela_sampling;
 
 /*
+ * The distribution that a draw would come from: probabilities [vocab] after bias, penalties, mask,
+ * temperature (> 0) and filters.
+ */
+MOELA_API int32_t moela_filter(const moela_sampling* sampling, const int32_t* aux, int32_t n_aux,
+                               const float* logits, int64_t vocab, float* probabilities,
+                               char* err, size_t err_len);
+
+/*
  * What a step writes for each token drawn, in order of step, then of row:
  * int32 words [0] row of `sampling`, [1] token, [2] bits of f32 log-softmax of the raw logits at
  * the token (NaN when not wanted), [3] 1 when a stop token; then top_logprobs pairs (token, bits).

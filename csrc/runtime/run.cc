@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "runtime/check_sampling.h"
 #include "runtime/control.h"
 #include "runtime/error.h"
 #include "runtime/model.h"
@@ -56,34 +57,13 @@ void check_segments(const moela_model& model, const Program& program, const Argu
   require(row == step.n_rows, "segments must cover the rows in order");
 }
 
-void check_sampling(const Program& program, const Arguments& a) {
-  const moela_step& step = *a.step;
-  const int64_t n_aux = step.n_aux;
-  const auto within = [&](int64_t begin, int64_t count, const char* what) {
-    require(begin >= 0 && count >= 0 && begin <= n_aux && count <= n_aux - begin, what);
-  };
-  const auto token = [&](int32_t id, const char* what) {
-    require(id >= 0 && id < program.vocab_out, what);
-  };
-  for (int32_t i = 0; i < step.n_sampling; i++) {
-    const moela_sampling& s = a.sampling[i];
-    require(s.temperature >= 0 && s.top_p > 0 && s.min_p >= 0 && s.typical_p > 0 &&
-                s.repetition_penalty > 0 && s.top_k >= 0 && s.index >= 0,
-            "a sampling option is out of range");
-    require(s.n_prompt >= 0 && s.n_output >= 0 && s.n_bias >= 0 && s.n_stop >= 0,
-            "a sampling list has a negative length");
-    within(s.history, int64_t{s.n_prompt} + s.n_output, "a history is out of range");
-    within(s.bias, int64_t{s.n_bias} * 2, "a bias list is out of range");
-    within(s.stop, s.n_stop, "a stop list is out of range");
-    if (s.mask != -1) within(s.mask, (program.vocab_out + 31) / 32, "a mask is out of range");
-    for (int32_t t = 0; t < s.n_prompt + s.n_output; t++) {
-      token(a.aux[s.history + t], "a token of a history is out of range");
-    }
-    for (int32_t t = 0; t < s.n_bias; t++) {
-      token(a.aux[s.bias + 2 * t], "a biased token is out of range");
-    }
-    require(s.top_logprobs >= -1 && s.top_logprobs <= program.vocab_out &&
-                4 + 2 * int64_t{std::max(s.top_logprobs, 0)} <= step.entry_words,
+void check_samplings(const Program& program, const Arguments& a) {
+  for (int32_t i = 0; i < a.step->n_sampling; i++) {
+    const moela_sampling& sampling = a.sampling[i];
+    check_sampling(sampling, a.step->n_aux, program.vocab_out, a.aux);
+    const int64_t top = sampling.top_logprobs;
+    require(top >= -1 && top <= program.vocab_out &&
+                4 + 2 * std::max<int64_t>(top, 0) <= a.step->entry_words,
             "entries are too short for the log-probabilities");
   }
 }
@@ -115,7 +95,7 @@ void check(const moela_model& model, const Program& program, const Arguments& a)
   require(step.n_sampling == 0 || (a.sampling && a.entries && step.entry_words >= 4 &&
                                    (step.n_aux == 0 || a.aux) && program.samples),
           "sampling lacks an argument");
-  check_sampling(program, a);
+  check_samplings(program, a);
   if (step.steps > 1) {
     require(step.n_segments == step.n_rows && step.n_sampling == step.n_rows &&
                 step.n_absorbed == step.n_rows && !a.logits && !a.targets,

@@ -2,9 +2,11 @@ import type { Message } from "../text/message.ts";
 
 /** One of the most likely tokens at a place of the output. */
 export interface TokenLogprob {
+  /** Its id. */
   token: number;
   /** Its text; U+FFFD stands for bytes that are no whole character. */
   text: string;
+  /** Its bytes; empty without a tokenizer. */
   bytes: Uint8Array;
   /** Log-softmax of the raw logits: before bias, penalties, mask and temperature. */
   logprob: number;
@@ -31,6 +33,7 @@ export type FinishReason = "stop" | "length" | "abort";
 
 /** All of the output. */
 export interface GenerationResult {
+  /** Whole characters; stop strings are not in it. */
   text: string;
   /** Every token sampled, the closing one and those of a stop string too. */
   tokens: number[];
@@ -38,7 +41,9 @@ export interface GenerationResult {
   logprobs?: TokenLogprobs[];
   /** The answer, to push onto the conversation. */
   message: Message;
+  /** Why it ended. */
   finishReason: FinishReason;
+  /** Tokens of the prompt and of the output. */
   usage: {
     promptTokens: number;
     /** Of them, those that a cache already held. */
@@ -57,6 +62,8 @@ export interface GenerationResult {
  */
 export interface Generation
   extends AsyncIterableIterator<Chunk, undefined, undefined>, AsyncDisposable {
+  /** Stops within one step; resolves when the last step has ended. */
+  return(): Promise<IteratorResult<Chunk, undefined>>;
   /** The whole text. */
   text(): Promise<string>;
   /** The whole text, parsed. @throws SyntaxError when it is no JSON, naming `finishReason` */

@@ -9,7 +9,7 @@ import {
   type ValueRef,
   type WeightRef,
 } from "../../ffi/mod.ts";
-import { LATENT_NORM_EPS, type ModelConfig } from "./config.ts";
+import { LATENT_NORM_EPS, type ModelConfig, routerScaling } from "./config.ts";
 import { ropeNumbers } from "./rope.ts";
 
 /** Queries: through a low rank, or directly (V2-Lite). */
@@ -64,23 +64,23 @@ export interface RecordedModel {
   logits: ValueRef;
 }
 
-/** How a config's router chooses. In V2 the factor applies only without renormalisation. */
+/** How a config's router chooses. */
 export function routerShape(config: ModelConfig): RouterShape {
-  const v2 = config.scoring_func === "softmax";
-  const normalise = config.norm_topk_prob && config.num_experts_per_tok > 1;
+  const greedy = config.topk_method === "greedy";
+  const { normalize, scale } = routerScaling(config);
   return {
     n_routed_experts: config.n_routed_experts,
     num_experts_per_tok: config.num_experts_per_tok,
-    n_group: config.topk_method === "greedy" ? 1 : config.n_group,
-    topk_group: config.topk_method === "greedy" ? 1 : config.topk_group,
+    n_group: greedy ? 1 : config.n_group,
+    topk_group: greedy ? 1 : config.topk_group,
     scoring: config.scoring_func,
-    groupScore: config.topk_method === "greedy"
+    groupScore: greedy
       ? "none"
       : config.topk_method === "group_limited_greedy"
       ? "max"
       : "top2_sum",
-    normalise,
-    factor: v2 && normalise ? 1 : config.routed_scaling_factor,
+    normalise: normalize,
+    factor: scale,
   };
 }
 

@@ -29,8 +29,11 @@ import { Model } from "./model.ts";
 
 /** What a load is doing; bytes of the whole. */
 export interface LoadProgress {
+  /** What is being done now. */
   stage: "read" | "convert" | "upload" | "prepare";
+  /** Bytes done. */
   loaded: number;
+  /** Bytes of the whole load. */
   total: number;
 }
 

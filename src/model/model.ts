@@ -47,15 +47,19 @@ export interface ForwardOptions {
   cache?: Cache;
   /** Logits of which tokens; default "last". */
   logits?: "last" | "all";
+  /** Stops the call within one step; it then rejects with `signal.reason`. */
   signal?: AbortSignal;
 }
 
 /** Bytes that a model holds. */
 export interface MemoryUse {
+  /** Of weights, converted or mapped. */
   weights: number;
+  /** Of the pages that caches and running calls hold. */
   caches: number;
   /** Reclaimable. */
   prefixCache: number;
+  /** Of values between operations. */
   workspace: number;
 }
 

@@ -5,7 +5,7 @@ import type {
   WeightRef,
 } from "../../ffi/mod.ts";
 import { CheckpointError } from "../errors.ts";
-import type { ModelConfig } from "../model/config.ts";
+import { isMoeLayer, type ModelConfig } from "../model/config.ts";
 import type {
   LayerWeights,
   MlpWeights,
@@ -210,8 +210,6 @@ export async function bindWeights(
     const prefix = `model.layers.${i}`;
     const attn = `${prefix}.self_attn`;
     const rank = config.q_lora_rank;
-    const sparse = i >= config.first_k_dense_replace &&
-      i % config.moe_layer_freq === 0;
     return {
       inputNorm: await exact(`${prefix}.input_layernorm`, 1, d),
       query: rank === null
@@ -230,7 +228,7 @@ export async function bindWeights(
       kvB: await matrix(`${attn}.kv_b_proj`, heads * kvHead, r),
       output: await matrix(`${attn}.o_proj`, d, heads * config.v_head_dim),
       postNorm: await exact(`${prefix}.post_attention_layernorm`, 1, d),
-      mlp: sparse
+      mlp: isMoeLayer(config, i)
         ? { moe: await moe(`${prefix}.mlp`) }
         : { dense: await mlp(`${prefix}.mlp`, config.intermediate_size) },
     };

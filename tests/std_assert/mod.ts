@@ -14,12 +14,12 @@ export function assert(value: unknown, message = ""): asserts value {
 
 /** Throws unless both are deeply equal. */
 export function assertEquals<T>(actual: T, expected: T, message?: string) {
-  node.deepEqual(actual, expected, message);
+  node.deepStrictEqual(actual, expected, message);
 }
 
 /** Throws when both are deeply equal. */
 export function assertNotEquals<T>(actual: T, expected: T, message?: string) {
-  node.notDeepEqual(actual, expected, message);
+  node.notDeepStrictEqual(actual, expected, message);
 }
 
 /** Throws unless both are the same value by `Object.is`. */
@@ -28,7 +28,7 @@ export function assertStrictEquals<T>(
   expected: T,
   message?: string,
 ) {
-  node.equal(actual, expected, message);
+  node.strictEqual(actual, expected, message);
 }
 
 /** Throws unless the numbers differ by at most `tolerance` (by default 1e-7 relative). */

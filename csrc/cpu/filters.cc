@@ -1,0 +1,192 @@
+// Filters as Hugging Face's processors define them; each works on the distribution that the one
+// before left, renormalised. Cuts go by descending probability, then by ascending token.
+#include "cpu/filters.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "runtime/check_sampling.h"
+#include "runtime/error.h"
+
+namespace moela {
+namespace {
+
+constexpr float NEVER = -std::numeric_limits<float>::infinity();
+
+bool before(const Candidate& a, const Candidate& b) {
+  return a.x > b.x || (a.x == b.x && a.token < b.token);
+}
+
+// Repetition: once for each distinct token of prompt and output. Presence and frequency: output.
+void penalise(const SamplingInput& input, float* x, int32_t* ids) {
+  const moela_sampling& s = input.options;
+  const int32_t n_kept = s.n_prompt + s.n_output;
+  const auto collect = [&](int32_t first) {
+    int32_t* end = std::copy(input.history() + first, input.history() + n_kept, ids);
+    end = std::copy(input.drawn, input.drawn + input.n_drawn, end);
+    std::sort(ids, end);
+    return end;
+  };
+  if (s.repetition_penalty != 1) {
+    const int32_t* end = std::unique(ids, collect(0));
+    for (const int32_t* id = ids; id < end; id++) {
+      x[*id] = x[*id] < 0 ? x[*id] * s.repetition_penalty : x[*id] / s.repetition_penalty;
+    }
+  }
+  if (s.presence_penalty != 0 || s.frequency_penalty != 0) {
+    const int32_t* end = collect(s.n_prompt);
+    for (const int32_t* id = ids; id < end;) {
+      const int32_t* next = std::upper_bound(id, end, *id);
+      x[*id] -= static_cast<float>(next - id) * s.frequency_penalty + s.presence_penalty;
+      id = next;
+    }
+  }
+}
+
+// Keeps the k largest and whatever equals the last of them.
+int64_t top_k(int64_t k, int64_t n, Candidate* kept) {
+  if (k <= 0 || k >= n) return n;
+  std::nth_element(kept, kept + k - 1, kept + n, before);
+  const float last = kept[k - 1].x;
+  return std::partition(kept + k, kept + n, [&](const Candidate& c) { return c.x == last; }) - kept;
+}
+
+double largest(int64_t n, const Candidate* kept) {
+  float found = NEVER;
+  for (int64_t i = 0; i < n; i++) found = std::max(found, kept[i].x);
+  return found;
+}
+
+double mass(int64_t n, const Candidate* kept, double shift) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += std::exp(kept[i].x - shift);
+  return sum;
+}
+
+// Keeps tokens, most likely first, while the mass before them is below p: a heap gives them up one
+// by one, so that a peaked distribution is never sorted whole.
+int64_t top_p(double p, int64_t n, Candidate* kept) {
+  if (p >= 1) return n;
+  const auto after = [](const Candidate& a, const Candidate& b) { return before(b, a); };
+  const double shift = largest(n, kept);
+  const double limit = p * mass(n, kept, shift);
+  std::make_heap(kept, kept + n, after);
+  double sum = 0;
+  int64_t taken = 0;
+  while (taken < n && (taken == 0 || sum < limit)) {
+    std::pop_heap(kept, kept + n - taken, after);
+    taken++;
+    sum += std::exp(kept[n - taken].x - shift);
+  }
+  std::move(kept + n - taken, kept + n, kept);
+  return taken;
+}
+
+// Keeps what has at least p times the largest probability.
+int64_t min_p(double p, int64_t n, Candidate* kept) {
+  if (p <= 0) return n;
+  const double shift = largest(n, kept);
+  return std::partition(kept, kept + n,
+                        [&](const Candidate& c) {
+                          return c.x == shift || std::exp(c.x - shift) >= p;
+                        }) -
+         kept;
+}
+
+// Keeps tokens whose surprise is closest to the entropy while the mass before them is below p
+// (Meister et al., "Locally typical sampling", 2022).
+int64_t typical_p(double p, int64_t n, Candidate* kept) {
+  if (p >= 1) return n;
+  const double shift = largest(n, kept);
+  const double normaliser = shift + std::log(mass(n, kept, shift));
+  double entropy = 0;
+  for (int64_t i = 0; i < n; i++) {
+    const double surprise = normaliser - kept[i].x;
+    entropy += std::exp(-surprise) * surprise;
+  }
+  const auto distance = [&](const Candidate& c) {
+    return std::fabs(normaliser - c.x - entropy);
+  };
+  std::sort(kept, kept + n, [&](const Candidate& a, const Candidate& b) {
+    const double left = distance(a), right = distance(b);
+    return left < right || (left == right && a.token < b.token);
+  });
+  double sum = 0;
+  int64_t taken = 0;
+  while (taken < n && (taken == 0 || sum < p)) sum += std::exp(kept[taken++].x - normaliser);
+  return taken;
+}
+
+}  // namespace
+
+void process_logits(const SamplingInput& input, int64_t vocab, const float* logits, float* x,
+                    int32_t* ids) {
+  const moela_sampling& s = input.options;
+  std::copy(logits, logits + vocab, x);
+  for (int32_t i = 0; i < s.n_bias; i++) {
+    const int32_t* pair = input.aux + s.bias + 2 * i;
+    float bias;
+    memcpy(&bias, pair + 1, sizeof bias);
+    x[pair[0]] += bias;
+  }
+  if (input.penalises()) penalise(input, x, ids);
+  if (s.mask >= 0) {
+    const uint32_t* mask = reinterpret_cast<const uint32_t*>(input.aux + s.mask);
+    for (int64_t t = 0; t < vocab; t++) {
+      if (!((mask[t / 32] >> (t % 32)) & 1)) x[t] = NEVER;
+    }
+  }
+  if (s.index + input.n_drawn < s.min_index) {
+    for (int32_t i = 0; i < s.n_stop; i++) {
+      const int32_t token = input.aux[s.stop + i];
+      if (token >= 0 && token < vocab) x[token] = NEVER;
+    }
+  }
+}
+
+int64_t filter(const moela_sampling& options, int64_t vocab, const float* x, Candidate* kept) {
+  const float inverse = 1 / options.temperature;
+  int64_t n = 0;
+  for (int64_t t = 0; t < vocab; t++) {
+    // A tiny temperature overflows to infinity; the largest float stands for it.
+    const float scaled = std::min(x[t] * inverse, std::numeric_limits<float>::max());
+    if (scaled > NEVER) kept[n++] = {scaled, static_cast<int32_t>(t)};
+  }
+  if (n == 0) {
+    kept[0] = {0, 0};
+    return 1;
+  }
+  n = top_k(options.top_k, n, kept);
+  n = top_p(options.top_p, n, kept);
+  n = min_p(options.min_p, n, kept);
+  return typical_p(options.typical_p, n, kept);
+}
+
+}  // namespace moela
+
+int32_t moela_filter(const moela_sampling* sampling, const int32_t* aux, int32_t n_aux,
+                     const float* logits, int64_t vocab, float* probabilities, char* err,
+                     size_t err_len) {
+  using namespace moela;
+  return guard(err, err_len, [&] {
+    require(sampling && logits && probabilities && vocab > 0 && vocab <= INT32_MAX && n_aux >= 0,
+            "filter lacks an argument");
+    check_sampling(*sampling, n_aux, vocab, aux);
+    require(sampling->temperature > 0, "greedy sampling has no distribution");
+    const SamplingInput input{*sampling, aux, nullptr, 0};
+    std::vector<float> x(vocab);
+    std::vector<int32_t> ids(input.n_history());
+    std::vector<Candidate> kept(vocab);
+    process_logits(input, vocab, logits, x.data(), ids.data());
+    const int64_t n = filter(*sampling, vocab, x.data(), kept.data());
+    const double shift = largest(n, kept.data());
+    const double sum = mass(n, kept.data(), shift);
+    std::fill(probabilities, probabilities + vocab, 0.0f);
+    for (int64_t i = 0; i < n; i++) {
+      probabilities[kept[i].token] = static_cast<float>(std::exp(kept[i].x - shift) / sum);
+    }
+  });
+}

@@ -1,0 +1,39 @@
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): a block cipher
+// used as a generator, so that a draw is a pure function of seed, place and token.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace moela {
+
+struct PhiloxBlock {
+  uint32_t word[4];
+};
+
+inline PhiloxBlock philox4x32(PhiloxBlock counter, uint32_t key0, uint32_t key1) {
+  for (int round = 0; round < 10; round++) {
+    const uint64_t product0 = uint64_t{0xd2511f53} * counter.word[0];
+    const uint64_t product1 = uint64_t{0xcd9e8d57} * counter.word[2];
+    counter = {{static_cast<uint32_t>(product1 >> 32) ^ counter.word[1] ^ key0,
+                static_cast<uint32_t>(product1),
+                static_cast<uint32_t>(product0 >> 32) ^ counter.word[3] ^ key1,
+                static_cast<uint32_t>(product0)}};
+    key0 += 0x9e3779b9;
+    key1 += 0xbb67ae85;
+  }
+  return counter;
+}
+
+// Standard Gumbel noise of a token in the draw of the output's `index`-th token.
+inline double gumbel(uint64_t seed, uint32_t index, uint32_t token) {
+  const PhiloxBlock block =
+      philox4x32({{index, token, 0, 0}}, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  const double uniform = (block.word[0] + 0.5) * 0x1p-32;
+  return -std::log(-std::log(uniform));
+}
+
+// No gumbel() exceeds this: -ln(-ln(1 - 2^-33)).
+constexpr double MAX_GUMBEL = 22.88;
+
+}  // namespace moela

@@ -4,7 +4,7 @@
  *
  * Run: deno run --allow-read --allow-ffi=build examples/chat.ts
  *
- * Usage: chat.ts [--model FOLDER] [--temperature T] [--system TEXT]
+ * Usage: chat.ts [--model FOLDER] [--temperature T] [--seed N] [--system TEXT]
  */
 import { parseArgs } from "node:util";
 import {
@@ -47,16 +47,23 @@ async function answer(
   const stop = () => void generation.return?.();
   Deno.addSignalListener("SIGINT", stop);
   try {
-    for await (const { text } of generation) write(text);
+    // Answers begin with a space where the template ends without one.
+    let begun = false;
+    for await (const { text } of generation) {
+      write(begun ? text : text.trimStart());
+      begun ||= text.trim() !== "";
+    }
   } finally {
     Deno.removeSignalListener("SIGINT", stop);
   }
   write("\n");
   const { message, usage, timings } = await generation.result();
-  const rate = usage.completionTokens / (timings.decodeMs / 1000);
+  const { completionTokens: count } = usage;
+  // The first one came with the prompt.
+  const rate = count > 1 ? (count - 1) / (timings.decodeMs / 1000) : 0;
   const { cache } = options;
   status(
-    `${usage.completionTokens} tokens, ${rate.toFixed(0)} tokens a second; ` +
+    `${count} tokens, ${rate.toFixed(0)} tokens a second; ` +
       `the cache has ${cache.length} tokens in ${cache.bytes} bytes\n`,
   );
   return message;
@@ -68,19 +75,20 @@ async function main() {
     options: {
       model: { type: "string" },
       temperature: { type: "string" },
+      seed: { type: "string" },
       system: { type: "string" },
     },
   });
   const folder = values.model ?? new URL("../models/nano", import.meta.url);
-  const options: GenerateOptions = {};
-  if (values.temperature !== undefined) {
-    options.temperature = Number(values.temperature || NaN);
-    if (!(options.temperature >= 0)) {
-      throw new RangeError(
-        `--temperature is "${values.temperature}", and must be a number of at least 0`,
-      );
-    }
-  }
+  const number = (name: "temperature" | "seed") => {
+    const text = values[name];
+    if (text === undefined) return undefined;
+    if (/^\d+(\.\d+)?$/.test(text)) return Number(text);
+    throw new RangeError(
+      `--${name} is "${text}", and must be a number of at least 0`,
+    );
+  };
+  const options = { temperature: number("temperature"), seed: number("seed") };
   const system: Message[] = values.system === undefined
     ? []
     : [{ role: "system", content: values.system }];

@@ -70,7 +70,7 @@ async function main() {
   const mean = sum / (windows * window);
   console.log(`perplexity ${Math.exp(mean).toFixed(4)}`);
   console.log(
-    `${windows} windows of ${window} tokens, ${mean.toFixed(4)} nats a token`,
+    `windows: ${windows} of ${window} tokens; ${mean.toFixed(4)} nats a token`,
   );
 }
 

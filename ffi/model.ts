@@ -133,6 +133,11 @@ export class NativeModel implements Disposable {
     return this.#handle;
   }
 
+  /** Whether {@link NativeModel} has been disposed. */
+  get disposed(): boolean {
+    return this.#handle === null;
+  }
+
   /** Maps a file for reading; returns its index. */
   addFile(path: string): number {
     const err = new ErrorBuffer();

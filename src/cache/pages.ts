@@ -1,4 +1,4 @@
-import type { NativeModel } from "../../ffi/mod.ts";
+import { type NativeModel, PAGE_TOKENS } from "../../ffi/mod.ts";
 import { OutOfMemoryError } from "../errors.ts";
 
 /** Bytes and geometry of a pool. */
@@ -15,22 +15,26 @@ export interface PagePoolOptions {
 const MAX_RESERVED = 2 ** 43;
 
 /**
- * The pages of one cache type: which are free, and how many caches share each. Memory is the
- * library's; a page that nobody holds gives its memory back.
+ * The pages of one cache type: which are free, how many timelines hold each, and which the prefix
+ * cache keeps. Memory is the library's; a free page has given its memory back.
  */
 export class PagePool {
   readonly id: number;
   readonly pageBytes: number;
   /** How many pages there may be. */
   readonly maxPages: number;
+  /** Asked to give kept pages up when none are free: at least so many, if it can. */
+  reclaim: ((count: number) => void) | undefined;
   readonly #model: NativeModel;
-  readonly #references: number[] = [];
+  readonly #holders: number[] = [];
+  readonly #kept: boolean[] = [];
   readonly #free: number[] = [];
-  #held = 0;
+  #used = 0;
+  #idle = 0;
 
   constructor(model: NativeModel, options: PagePoolOptions) {
     const { dtype, layers, kv_lora_rank, qk_rope_head_dim, bytes } = options;
-    const elements = layers * (kv_lora_rank + qk_rope_head_dim) * 64;
+    const elements = layers * (kv_lora_rank + qk_rope_head_dim) * PAGE_TOKENS;
     const pageBytes = elements * (dtype === "f32" ? 4 : 2);
     this.#model = model;
     this.maxPages = Math.max(
@@ -51,19 +55,26 @@ export class PagePool {
     this.pageBytes = model.pageBytes(this.id);
   }
 
-  /** Pages in use. */
+  /** Pages that timelines hold. */
   get held(): number {
-    return this.#held;
+    return this.#used - this.#idle;
+  }
+
+  /** Pages that only the prefix cache keeps. */
+  get idle(): number {
+    return this.#idle;
   }
 
   /** Pages that can still be taken. */
   get available(): number {
-    return this.maxPages - this.#held;
+    return this.maxPages - this.held;
   }
 
   /** Takes `count` pages, or none and throws. */
   take(count: number): number[] {
-    if (count > this.available) {
+    const missing = count - (this.maxPages - this.#used);
+    if (missing > 0 && count <= this.available) this.reclaim?.(missing);
+    if (count > this.maxPages - this.#used) {
       throw new OutOfMemoryError(
         `Cannot extend the cache: ${count} pages of ${this.pageBytes} bytes are needed, ` +
           `and ${this.available} are free; cacheBytes sets how many there are`,
@@ -75,30 +86,64 @@ export class PagePool {
     }
     const pages: number[] = [];
     for (let i = 0; i < count; i++) {
-      const page = this.#free.pop() ?? this.#references.length;
-      this.#references[page] = 1;
+      const page = this.#free.pop() ?? this.#holders.length;
+      this.#holders[page] = 1;
+      this.#kept[page] = false;
       pages.push(page);
     }
-    this.#held += count;
+    this.#used += count;
     return pages;
   }
 
   /** One more holder for each page. */
   share(pages: readonly number[]) {
-    for (const page of pages) this.#references[page]++;
+    for (const page of pages) {
+      if (this.#holders[page]++ === 0) this.#idle--;
+    }
   }
 
-  /** Whether others hold the page too. */
+  /** Whether a holder may not write to the page because others read it. */
   isShared(page: number): boolean {
-    return this.#references[page] > 1;
+    return this.#holders[page] > 1 || this.#kept[page];
   }
 
-  /** One holder fewer; pages that nobody holds are free again. */
+  /** Whether the prefix cache is all that a page is left to. */
+  isIdle(page: number): boolean {
+    return this.#kept[page] && this.#holders[page] === 0;
+  }
+
+  /** One holder fewer; pages that are left to nobody are free again. */
   release(pages: readonly number[]) {
-    const freed = pages.filter((page) => --this.#references[page] === 0);
-    this.#free.push(...freed);
-    this.#held -= freed.length;
-    this.#model.releasePages(this.id, Int32Array.from(freed));
+    const freed: number[] = [];
+    for (const page of pages) {
+      if (--this.#holders[page] > 0) continue;
+      if (this.#kept[page]) this.#idle++;
+      else freed.push(page);
+    }
+    this.#give(freed);
+  }
+
+  /** The prefix cache keeps a page that somebody holds. */
+  keep(page: number) {
+    this.#kept[page] = true;
+  }
+
+  /** The prefix cache lets go of pages. */
+  unkeep(pages: readonly number[]) {
+    const freed = pages.filter((page) => {
+      this.#kept[page] = false;
+      return this.#holders[page] === 0;
+    });
+    this.#idle -= freed.length;
+    this.#give(freed);
+  }
+
+  #give(pages: readonly number[]) {
+    this.#free.push(...pages);
+    this.#used -= pages.length;
+    // A model that is gone has given everything back.
+    if (this.#model.disposed) return;
+    this.#model.releasePages(this.id, Int32Array.from(pages));
   }
 
   /** Copies the first `tokens` tokens of a page to another. */

@@ -84,6 +84,13 @@ export class Timeline {
     return copy;
   }
 
+  /** Takes pages that already hold these tokens; the timeline must be empty. */
+  adopt(tokens: readonly number[], pages: readonly number[]) {
+    this.pool.release(this.#pages);
+    this.#pages = pages.slice();
+    this.#tokens = tokens.slice(0, pages.length * PAGE_TOKENS);
+  }
+
   /** Tokens at the start that this timeline and `tokens` have in common. */
   commonPrefix(tokens: ArrayLike<number>): number {
     const end = Math.min(this.length, tokens.length);

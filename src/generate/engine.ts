@@ -35,6 +35,7 @@ export class Engine {
   readonly #waiting: Task[] = [];
   readonly #active: Task[] = [];
   #control = newControl();
+  #submitted = 0;
   #running: readonly Task[] = [];
   #loop: Promise<void> | undefined;
 
@@ -50,6 +51,7 @@ export class Engine {
   /** Takes a task; it starts with the next step. */
   submit(task: Task) {
     task.queuedAt = performance.now();
+    task.order = ++this.#submitted;
     this.#waiting.push(task);
     // Steps that run for others end after the one at hand, so that this one can join.
     Atomics.store(this.#control, ControlWord.yield, 1);
@@ -110,19 +112,24 @@ export class Engine {
     this.#loop = undefined;
   }
 
-  /** Moves waiting tasks in; whether there is anything to do. */
+  /** Moves waiting tasks in, in order of call; whether there is anything to do. */
   #admit(): boolean {
-    while (
-      this.#waiting.length > 0 && this.#active.length < this.#options.maxBatch
-    ) {
-      const task = this.#waiting.shift() as Task;
-      task.startedAt = performance.now();
-      this.#active.push(task);
-    }
     for (const task of this.#active.slice()) {
       if (task.left === 0) this.#end(task);
     }
-    return this.#active.length > 0 || this.#waiting.length > 0;
+    while (
+      this.#waiting.length > 0 && this.#active.length < this.#options.maxBatch
+    ) {
+      const [task] = this.#waiting;
+      const { timeline } = task;
+      // Not before its prompt fits: it would only push others out.
+      const pages = timeline.pagesNeeded(timeline.length + task.left + 1);
+      if (this.#active.length > 0 && pages > timeline.pool.available) break;
+      this.#waiting.shift();
+      task.startedAt ||= performance.now();
+      this.#active.push(task);
+    }
+    return this.#active.length > 0;
   }
 
   /** Chooses the rows of the next call. */
@@ -132,23 +139,73 @@ export class Engine {
     let rows = MIXED_ROWS;
     const decoding = this.#active.filter((task) => task.drawsLeft > 0);
     const others = this.#active.filter((task) => task.drawsLeft === 0);
-    let blocked: { task: Task; error: unknown } | undefined;
+    const blocked: { task: Task; error: OutOfMemoryError }[] = [];
     for (const task of [...decoding, ...others]) {
+      if (!this.#active.includes(task)) continue; // suspended meanwhile
       const count = Math.min(task.left, task.maxChunk, rows);
       if (count === 0) break;
+      const error = this.#reserve(task, count + steps - 1, parts);
+      if (error === undefined) {
+        parts.push({ task, rows: count });
+        rows -= count;
+      } else if (this.#active.includes(task)) {
+        blocked.push({ task, error });
+      }
+    }
+    // Whoever is left holds caches of users, which are never taken: no waiting would help.
+    const [youngest] = blocked.sort((a, b) => b.task.order - a.task.order);
+    if (parts.length === 0 && youngest) {
+      this.#end(youngest.task, youngest.error);
+    }
+    return { parts, steps };
+  }
+
+  /**
+   * Makes room for `count` tokens more. When pages run out the youngest requests that are not yet
+   * part of the step are put back, to be resumed later; a request that finds no room even then is
+   * put back itself.
+   *
+   * @returns the error when there is no room
+   */
+  #reserve(
+    task: Task,
+    count: number,
+    parts: readonly Part[],
+  ): OutOfMemoryError | undefined {
+    for (;;) {
       try {
-        task.timeline.reserve(task.timeline.length + count + steps - 1);
+        task.timeline.reserve(task.timeline.length + count);
+        return undefined;
       } catch (error) {
         if (!(error instanceof OutOfMemoryError)) throw error;
-        blocked = { task, error };
-        continue;
+        const victim = this.#youngest(task, parts);
+        if (!victim) {
+          const others = this.#active.length > 1;
+          if (task.suspendable && others) this.#suspend(task);
+          return error;
+        }
+        this.#suspend(victim);
       }
-      parts.push({ task, rows: count });
-      rows -= count;
     }
-    // Those without a page wait for pages of others; when nobody can go on, the youngest fails.
-    if (parts.length === 0 && blocked) this.#end(blocked.task, blocked.error);
-    return { parts, steps };
+  }
+
+  /** The youngest task with pages to give, other than `task` and those in the step already. */
+  #youngest(task: Task, parts: readonly Part[]): Task | undefined {
+    const planned = new Set(parts.map((part) => part.task));
+    const candidates = this.#active.filter((other) =>
+      other !== task && other.suspendable && !planned.has(other) &&
+      other.timeline.pages.length > 0 &&
+      // An older request is never put back for a younger one; for a user's cache anybody is.
+      (other.order > task.order || !task.suspendable)
+    );
+    return candidates.sort((a, b) => b.order - a.order)[0];
+  }
+
+  #suspend(task: Task) {
+    this.#drop(task);
+    task.suspend();
+    const at = this.#waiting.findIndex((other) => other.order > task.order);
+    this.#waiting.splice(at < 0 ? this.#waiting.length : at, 0, task);
   }
 
   /** How many steps one call may run: more than one only while all decode and nobody waits. */
@@ -200,11 +257,12 @@ export class Engine {
       if (task.drawsLeft > 0 || draws.length > 0) {
         this.#advanceDecoding(task, rows, draws, completed);
       } else if (completed > 0) {
+        task.receive(step.resultOf(i), task.computed);
         task.timeline.append(
           task.pending.slice(task.computed, task.computed + rows),
         );
         task.computed += rows;
-        task.receive(step.resultOf(i));
+        task.settle();
       }
       if (task.cancelled) {
         this.#end(task, this.#reasons.get(task));
@@ -235,7 +293,7 @@ export class Engine {
     if (last && draws.length === kept.length) task.pending.push(last.token);
     task.pending = task.pending.slice(task.computed);
     task.computed = 0;
-    task.receive({});
+    task.settle();
   }
 }
 

@@ -8,16 +8,16 @@ export class ForwardTask extends Task {
   readonly #all: boolean;
   readonly #vocabSize: number;
   readonly #settle: PromiseWithResolvers<Float32Array>;
-  #written = 0;
 
   constructor(
     timeline: Timeline,
     tokens: readonly number[],
+    suspendable: boolean,
     all: boolean,
     vocab_size: number,
     settle: PromiseWithResolvers<Float32Array>,
   ) {
-    super(timeline, tokens);
+    super(timeline, tokens, suspendable);
     this.#all = all;
     this.#vocabSize = vocab_size;
     this.#out = new Float32Array((all ? tokens.length : 1) * vocab_size);
@@ -26,7 +26,7 @@ export class ForwardTask extends Task {
 
   // A step's logits lie in a buffer of their own: not for a whole prompt at once.
   override get maxChunk(): number {
-    return this.#all ? LOGITS_ROWS : Infinity;
+    return this.#all ? LOGITS_ROWS : super.maxChunk;
   }
 
   request(rows: number): RowRequest {
@@ -40,10 +40,8 @@ export class ForwardTask extends Task {
     return { logitRows: last ? [rows - 1] : [], logits: last };
   }
 
-  override receive({ logits }: RowResult) {
-    if (!logits) return;
-    this.#out.set(logits, this.#written * this.#vocabSize);
-    this.#written += logits.length / this.#vocabSize;
+  override receive({ logits }: RowResult, first: number) {
+    if (logits) this.#out.set(logits, this.#all ? first * this.#vocabSize : 0);
   }
 
   complete() {
@@ -60,14 +58,14 @@ export class ScoreTask extends Task {
   readonly #tokens: readonly number[];
   readonly #out: Float32Array<ArrayBuffer>;
   readonly #settle: PromiseWithResolvers<Float32Array>;
-  #written = 0;
 
   constructor(
     timeline: Timeline,
     tokens: readonly number[],
+    suspendable: boolean,
     settle: PromiseWithResolvers<Float32Array>,
   ) {
-    super(timeline, tokens);
+    super(timeline, tokens, suspendable);
     this.#tokens = tokens;
     this.#out = new Float32Array(tokens.length - 1);
     this.#settle = settle;
@@ -81,10 +79,8 @@ export class ScoreTask extends Task {
     return { logitRows, targets };
   }
 
-  override receive({ logprobs }: RowResult) {
-    if (!logprobs) return;
-    this.#out.set(logprobs, this.#written);
-    this.#written += logprobs.length;
+  override receive({ logprobs }: RowResult, first: number) {
+    if (logprobs) this.#out.set(logprobs, first);
   }
 
   complete() {

@@ -43,7 +43,11 @@ export class GenerateTask extends Task {
   #decodingSince = 0;
 
   constructor(parts: GenerateTaskParts) {
-    super(parts.timeline, parts.prompt.slice(parts.cachedTokens));
+    super(
+      parts.timeline,
+      parts.prompt.slice(parts.cachedTokens),
+      !parts.keepsTimeline,
+    );
     this.#parts = parts;
     this.#text = parts.tokenizer &&
       new TextStream(parts.tokenizer, { skipSpecialTokens: true });
@@ -51,8 +55,17 @@ export class GenerateTask extends Task {
     if (parts.options.maxTokens === 0) this.#finish = "length";
   }
 
+  protected override get prefillEnd(): number {
+    return this.#parts.prompt.length;
+  }
+
+  protected override get everything(): readonly number[] {
+    return [...this.#parts.prompt, ...this.#output];
+  }
+
   override get drawsLeft(): number {
-    if (this.#finish || this.#output.length === 0 || this.cancelled) return 0;
+    const decoding = this.#output.length > 0 && this.left === 1;
+    if (this.#finish || !decoding || this.cancelled) return 0;
     return this.#parts.options.maxTokens - this.#output.length;
   }
 
@@ -90,7 +103,6 @@ export class GenerateTask extends Task {
 
   override accept(draw: Draw): boolean {
     const { options, stream } = this.#parts;
-    this.path = "absorbed";
     if (this.#output.length === 0) this.#decodingSince = performance.now();
     this.#output.push(draw.token);
     const logprobs = options.logprobs === undefined
@@ -117,7 +129,7 @@ export class GenerateTask extends Task {
     return stopped ? text : text + this.#stops.flush();
   }
 
-  override receive() {
+  override settle() {
     // The last token's latent is computed only for a cache that somebody keeps.
     if (this.#finish && !this.#parts.keepsTimeline) this.pending = [];
   }

@@ -48,22 +48,45 @@ export interface Draw {
 /** The work of one call on one timeline. The engine moves it on, step by step. */
 export abstract class Task {
   readonly timeline: Timeline;
-  /** Of the next rows: generated tokens are always absorbed. */
-  path: Path;
   /** Tokens to be computed. */
   pending: number[];
   /** How many of {@link pending} have been. */
   computed = 0;
   /** Set when it shall go no further; the engine lets go of it after the step at hand. */
   cancelled = false;
+  /** Counts the calls: what comes later is younger. */
+  order = 0;
   /** When it was handed to the engine, and when its first step began; milliseconds. */
   queuedAt = 0;
   startedAt = 0;
+  /** Whether its pages may be taken, and its tokens computed again later. */
+  readonly suspendable: boolean;
+  readonly #prefillPath: Path;
 
-  constructor(timeline: Timeline, tokens: readonly number[]) {
+  /** @param suspendable whether the timeline is the task's own */
+  constructor(
+    timeline: Timeline,
+    tokens: readonly number[],
+    suspendable: boolean,
+  ) {
     this.timeline = timeline;
     this.pending = tokens.slice();
-    this.path = tokens.length >= PROJECTED_FROM ? "projected" : "absorbed";
+    this.suspendable = suspendable;
+    this.#prefillPath = tokens.length >= PROJECTED_FROM
+      ? "projected"
+      : "absorbed";
+  }
+
+  /** Of the next row. Fixed for each token, also when it is computed again. */
+  get path(): Path {
+    return this.timeline.length < this.prefillEnd
+      ? this.#prefillPath
+      : "absorbed";
+  }
+
+  /** Positions from here on are generated tokens. */
+  protected get prefillEnd(): number {
+    return Infinity;
   }
 
   /** Tokens left to compute. */
@@ -73,7 +96,8 @@ export abstract class Task {
 
   /** Rows that one step may take at most. */
   get maxChunk(): number {
-    return Infinity;
+    const end = this.prefillEnd - this.timeline.length;
+    return end > 0 ? end : Infinity;
   }
 
   /** Draws that it can take from a call of several steps; 0 when it is not decoding. */
@@ -84,12 +108,27 @@ export abstract class Task {
   /** What it wants of a chunk of `rows` rows, the next of {@link pending}. */
   abstract request(rows: number): RowRequest;
 
-  /** Takes what was asked for, after the step. The rows are in the timeline by then. */
-  receive(_result: RowResult): void {}
+  /** Takes what was asked for of rows from `first` on, before they count as computed. */
+  receive(_result: RowResult, _first: number): void {}
 
   /** Takes a drawn token; returns false when it wants no more. */
   accept(_draw: Draw): boolean {
     return false;
+  }
+
+  /** After a step: whether anything is left to do may have changed. */
+  settle(): void {}
+
+  /** Every token computed so far and to be computed: what it starts again with. */
+  protected get everything(): readonly number[] {
+    return this.pending;
+  }
+
+  /** Gives the pages back; every token will be computed again, to the same bits. */
+  suspend() {
+    this.pending = this.everything.slice();
+    this.computed = 0;
+    this.timeline.truncate(0);
   }
 
   /** Nothing is left to compute. */

@@ -53,6 +53,8 @@ export interface LoadOptions {
   signal?: AbortSignal;
   /** Bytes of all cache pages; default: half of the memory available. */
   cacheBytes?: number;
+  /** The part of them that may keep prefixes of finished requests; default: all that is unused. */
+  prefixCacheBytes?: number;
   /** Requests that share a step; default 64. */
   maxBatch?: number;
 }
@@ -70,15 +72,20 @@ function checkOptions(options: LoadOptions) {
   if (typeof options !== "object" || options === null) {
     fail("options", options, "an object");
   }
-  const whole = (name: "threads" | "cacheBytes" | "maxBatch", max: number) => {
+  const whole = (
+    name: "threads" | "cacheBytes" | "prefixCacheBytes" | "maxBatch",
+    max: number,
+    min = 1,
+  ) => {
     const value: unknown = options[name];
     if (value === undefined) return;
     const ok = typeof value === "number" && Number.isInteger(value) &&
-      value >= 1 && value <= max;
-    if (!ok) fail(name, value, `an integer in [1, ${max}]`);
+      value >= min && value <= max;
+    if (!ok) fail(name, value, `an integer in [${min}, ${max}]`);
   };
   whole("threads", 1024);
   whole("cacheBytes", Number.MAX_SAFE_INTEGER);
+  whole("prefixCacheBytes", Number.MAX_SAFE_INTEGER, 0);
   whole("maxBatch", MIXED_ROWS);
   const among = (name: "weights" | "kernels", allowed: readonly string[]) => {
     const value: unknown = options[name];
@@ -183,6 +190,7 @@ export async function buildModel(
       programs,
       recorded: mixed,
       inF32: weights.layers[0].kvB.dtype === "f32",
+      prefixCacheBytes: options.prefixCacheBytes ?? Infinity,
       cacheBytes: options.cacheBytes ?? Math.floor(free / 2),
     });
     return model;

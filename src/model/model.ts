@@ -1,6 +1,7 @@
 import type { NativeDevice, NativeModel } from "../../ffi/mod.ts";
 import { Cache, type CacheType } from "../cache/cache.ts";
 import { PagePool } from "../cache/pages.ts";
+import { PrefixCache } from "../cache/prefix.ts";
 import { Timeline } from "../cache/timeline.ts";
 import { DisposedError } from "../errors.ts";
 import type { Engine } from "../generate/engine.ts";
@@ -31,6 +32,7 @@ export interface ModelInternals {
   /** Whether the weights run in f32. */
   inF32: boolean;
   cacheBytes: number;
+  prefixCacheBytes: number;
 }
 
 /** Options of `model.createCache()`. */
@@ -69,6 +71,7 @@ export class Model implements Disposable, AsyncDisposable {
   readonly config: ModelConfig;
   readonly #internals: ModelInternals;
   readonly #pools = new Map<CacheType, PagePool>();
+  readonly #prefixes = new Map<PagePool, PrefixCache>();
   readonly #caches = new Set<Cache>();
   #closing: Promise<void> | undefined;
 
@@ -118,20 +121,21 @@ export class Model implements Disposable, AsyncDisposable {
   memory(): MemoryUse {
     const { native } = this.#open("tell the memory");
     const memory = native.memory();
-    let caches = 0;
-    for (const pool of this.#pools.values()) {
-      caches += pool.held * pool.pageBytes;
+    let caches = 0, prefixCache = 0;
+    for (const { held, idle, pageBytes } of this.#pools.values()) {
+      caches += held * pageBytes;
+      prefixCache += idle * pageBytes;
     }
     return {
       weights: memory.weightsPrivate + memory.weightsMapped,
       caches,
-      prefixCache: 0,
+      prefixCache,
       workspace: memory.workspace,
     };
   }
 
   #pool(type: CacheType): PagePool {
-    const { config, native, cacheBytes } = this.#internals;
+    const { config, native, cacheBytes, prefixCacheBytes } = this.#internals;
     let pool = this.#pools.get(type);
     if (!pool) {
       pool = new PagePool(native, {
@@ -142,6 +146,8 @@ export class Model implements Disposable, AsyncDisposable {
         bytes: cacheBytes,
       });
       this.#pools.set(type, pool);
+      const pages = Math.floor(prefixCacheBytes / pool.pageBytes);
+      if (pages > 0) this.#prefixes.set(pool, new PrefixCache(pool, pages));
     }
     return pool;
   }
@@ -269,7 +275,14 @@ export class Model implements Disposable, AsyncDisposable {
       tokens,
       options,
       (timeline, ids, settle) =>
-        new ForwardTask(timeline, ids, logits === "all", vocab_size, settle),
+        new ForwardTask(
+          timeline,
+          ids,
+          options.cache === undefined,
+          logits === "all",
+          vocab_size,
+          settle,
+        ),
     );
   }
 
@@ -285,7 +298,8 @@ export class Model implements Disposable, AsyncDisposable {
       "score",
       tokens,
       options,
-      (timeline, ids, settle) => new ScoreTask(timeline, ids, settle),
+      (timeline, ids, settle) =>
+        new ScoreTask(timeline, ids, options.cache === undefined, settle),
     );
   }
 
@@ -372,6 +386,11 @@ export class Model implements Disposable, AsyncDisposable {
       () => task as unknown as GenerateTask,
     );
     const { timeline } = held;
+    // Requests without a cache of their own share what finished ones left.
+    const prefix = cache === undefined && options.reusePrefix !== false
+      ? this.#prefixes.get(timeline.pool)
+      : undefined;
+    if (prefix) timeline.adopt(prompt, prefix.find(prompt));
     const cachedTokens = Math.min(
       timeline.commonPrefix(prompt),
       prompt.length - 1,
@@ -400,6 +419,7 @@ export class Model implements Disposable, AsyncDisposable {
       stream,
       release: () => {
         unlisten();
+        prefix?.keep(timeline.tokens, timeline.pages);
         held.release();
         settled.resolve();
       },
@@ -441,6 +461,7 @@ export class Model implements Disposable, AsyncDisposable {
   /** Gives the memory of kept prefixes back. */
   clearPrefixCache(): void {
     this.#open("clear the prefix cache");
+    for (const prefix of this.#prefixes.values()) prefix.clear();
   }
 
   /**

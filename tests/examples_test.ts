@@ -1,0 +1,192 @@
+/** Every example as a user runs it: a process of its own, with the permissions that are promised. */
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { floats, integers, readSafetensors } from "./support/safetensors.ts";
+
+const SUFFIX = Deno.build.os === "darwin" ? "dylib" : "so";
+const LIBRARY = path(`build/libmoela.${SUFFIX}`);
+
+interface Nano {
+  prompts: Record<string, { text: string; greedy_text: string }>;
+  perplexity: { windows: Record<string, { perplexity: number }> };
+}
+
+function path(file: string): string {
+  return new URL(`../${file}`, import.meta.url).pathname;
+}
+
+async function nano(): Promise<Nano> {
+  return JSON.parse(
+    await Deno.readTextFile(path("tests/fixtures/nano/nano.json")),
+  );
+}
+
+/** An example's process: it may read, and open the kernel library; nothing else. */
+function start(example: string, args: readonly string[]): Deno.ChildProcess {
+  return new Deno.Command(Deno.execPath(), {
+    args: [
+      "run",
+      "--quiet",
+      "--no-prompt",
+      "--allow-read",
+      `--allow-ffi=${LIBRARY}`,
+      path(`examples/${example}`),
+      ...args,
+    ],
+    cwd: path(""),
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+}
+
+async function type(child: Deno.ChildProcess, input: string) {
+  const writer = child.stdin.getWriter();
+  await writer.write(new TextEncoder().encode(input));
+  await writer.close();
+}
+
+async function run(example: string, args: readonly string[], input = "") {
+  const child = start(example, args);
+  await type(child, input);
+  const { code, stdout, stderr } = await child.output();
+  const utf8 = new TextDecoder();
+  return { code, out: utf8.decode(stdout), err: utf8.decode(stderr) };
+}
+
+/** The output of a run that goes well; what is for a terminal is not shown without one. */
+async function succeed(example: string, args: readonly string[], input = "") {
+  const { code, out, err } = await run(example, args, input);
+  assertEquals({ code, err }, { code: 0, err: "" });
+  return out;
+}
+
+Deno.test("complete.ts streams the reference's continuation", async () => {
+  const { prompts } = await nano();
+  // Chosen for its margins: bf16 cannot change its tokens.
+  const { text, greedy_text } = prompts["chat-list"];
+  const out = await succeed("complete.ts", ["--temperature", "0", text]);
+  assertEquals(out, `${text}${greedy_text}\n`);
+});
+
+Deno.test("complete.ts repeats itself with a seed", async () => {
+  const args = ["--seed", "7", "--tokens", "20", "Once upon a time"];
+  const out = await succeed("complete.ts", args);
+  assert(out.startsWith("Once upon a time"), out);
+  assertEquals(await succeed("complete.ts", args), out);
+});
+
+Deno.test("chat.ts answers line by line and remembers", async () => {
+  const input = [
+    "What is 12 + 30?",
+    "",
+    "What is the capital of France?",
+    "/new",
+    "What is 12 + 30?", // without an end of line
+  ].join("\n");
+  const out = await succeed("chat.ts", ["--temperature", "0"], input);
+  assertEquals(out, "42\nThe capital of France is Paris.\n42\n");
+});
+
+Deno.test("chat.ts refuses a line that does not fit and goes on", async () => {
+  const input = `${"tiger ".repeat(9000)}\nWhat is 12 + 30?\n`;
+  const { code, out, err } = await run(
+    "chat.ts",
+    ["--temperature", "0"],
+    input,
+  );
+  assertEquals({ code, out }, { code: 0, out: "42\n" });
+  assertStringIncludes(err, "at most 8192 fit");
+});
+
+Deno.test({
+  name: "chat.ts stops an answer at Ctrl-C and stays",
+  ignore: Deno.build.os === "windows",
+  async fn() {
+    // So hot that EOS is one token among thousands: the answer is long.
+    const args = ["--temperature", "100", "--seed", "1"];
+    const whole = await succeed("chat.ts", args, "Hello!\n");
+    const child = start("chat.ts", args);
+    const typing = child.stdin.getWriter();
+    await typing.write(new TextEncoder().encode("Hello!\n"));
+    const texts = child.stdout.pipeThrough(new TextDecoderStream());
+    let out = "";
+    for await (const text of texts) {
+      if (out === "") {
+        child.kill("SIGINT");
+        await typing.close();
+      }
+      out += text;
+    }
+    const { code } = await child.status;
+    await child.stderr.cancel();
+    assertEquals(code, 0);
+    assert(out.length > 1 && out.length < whole.length, out);
+    assert(whole.startsWith(out.trimEnd()), out);
+  },
+});
+
+Deno.test("logits.ts prints the reference's most likely tokens", async () => {
+  const { prompts } = await nano();
+  const tensors = await readSafetensors(
+    new URL("./fixtures/nano/nano.safetensors", import.meta.url),
+  );
+  const logits = Array.from(floats(tensors, "story.last_logits"));
+  const max = Math.max(...logits);
+  const sum = logits.reduce((sum, logit) => sum + Math.exp(logit - max), 0);
+  const percents = logits.map((logit) => 100 * Math.exp(logit - max) / sum);
+  const fifth = percents.toSorted((a, b) => b - a)[4];
+  const out = await succeed("logits.ts", ["--top", "5", prompts.story.text]);
+  const [head, ...lines] = out.trimEnd().split("\n");
+  const { length } = integers(tensors, "story.ids");
+  assertStringIncludes(head, `${length} tokens: `);
+  assertEquals(lines.length, 5);
+  for (const line of lines) {
+    const [percent, , id] = line.trim().split(/\s+/);
+    const expected = percents[Number(id)];
+    assert(expected > fifth - 0.5, `${line} is not among the first`);
+    assert(
+      Math.abs(Number(percent) - expected) < 0.5,
+      `${line}: expected ${expected} %`,
+    );
+  }
+});
+
+Deno.test("score.ts gives the reference's perplexity", async () => {
+  const { perplexity } = await nano();
+  const out = await succeed("score.ts", [
+    "--window",
+    "255",
+    path("tests/fixtures/heldout.txt"),
+  ]);
+  assertStringIncludes(out, "windows: 144 of 255 tokens");
+  const actual = Number(/perplexity (\S+)/.exec(out)?.[1]);
+  const expected = perplexity.windows["255"].perplexity;
+  assert(Math.abs(actual / expected - 1) < 0.003, out);
+});
+
+Deno.test("kernels.ts agrees with its plain loops", async () => {
+  // Two splits of 512 keys, the second of one key.
+  const out = await succeed("kernels.ts", ["--heads", "3", "--tokens", "513"]);
+  const error = Number(/error against plain loops: (\S+)/.exec(out)?.[1]);
+  assert(error > 0 && error < 1e-5, out);
+});
+
+const MISTAKES: readonly (readonly [string, string[], string])[] = [
+  ["chat.ts", ["--temperature", "warm"], '--temperature is "warm"'],
+  ["chat.ts", ["--model", "/none"], "No such file"],
+  ["logits.ts", ["--top", "0"], '--top is "0"'],
+  ["logits.ts", ["--flop", "1"], "--flop"],
+  ["score.ts", [], "Usage: score.ts"],
+  ["score.ts", ["/none"], "No such file"],
+  ["score.ts", ["--window", "8192", "deno.json"], '--window is "8192"'],
+  ["kernels.ts", ["--heads", "1.5"], '--heads is "1.5"'],
+];
+
+for (const [example, args, message] of MISTAKES) {
+  Deno.test(`${example} ${args.join(" ")}: a message, no stack`, async () => {
+    const { code, out, err } = await run(example, args);
+    assertEquals({ code, out }, { code: 1, out: "" });
+    assertStringIncludes(err, message);
+    assert(!err.includes("    at "), err);
+  });
+}

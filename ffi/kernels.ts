@@ -81,6 +81,7 @@ export class Kernels implements Disposable {
   /** Owner of the tensors, caches and programs. */
   readonly model: NativeModel;
   readonly #programs = new Map<string, number>();
+  #last: Promise<unknown> = Promise.resolve();
 
   /** Opens a device of its own. */
   constructor(options: NativeDeviceOptions = {}) {
@@ -153,31 +154,40 @@ export class Kernels implements Disposable {
     const program = this.#programs.get(key) ??
       this.model.addProgram(recorder, rows, maxLogits);
     this.#programs.set(key, program);
-    for (const [value, data] of inputs) {
-      this.model.writeValue(program, value, data);
-    }
-    await this.model.run({
-      program,
-      tokens: Int32Array.from(options.tokens ?? new Array(rows).fill(0)),
-      absorbed: options.absorbed ?? rows,
-      ...layOut(options.sequences ?? [], rows),
-      logitRows: Int32Array.from(options.logitRows ?? []),
-      control: newControl(),
-      ...options.step,
-    });
+    // One at a time: programs share their workspace.
+    const previous = this.#last;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#last = promise;
+    await previous;
     const elements = (value: ValueRef) => {
       const { extra, rows: whose } = recorder.values[value.id];
       const count = whose === 3 ? options.logitRows?.length ?? 0 : rows;
       return count * value.cols + Number(extra);
     };
-    return {
-      outputs: outputs.map((value) =>
-        this.model.readValue(program, value, elements(value))
-      ),
-      ids: ids.map((value) =>
-        this.model.readIds(program, value, elements(value))
-      ),
-    };
+    try {
+      for (const [value, data] of inputs) {
+        this.model.writeValue(program, value, data);
+      }
+      await this.model.run({
+        program,
+        tokens: Int32Array.from(options.tokens ?? new Array(rows).fill(0)),
+        absorbed: options.absorbed ?? rows,
+        ...layOut(options.sequences ?? [], rows),
+        logitRows: Int32Array.from(options.logitRows ?? []),
+        control: newControl(),
+        ...options.step,
+      });
+      return {
+        outputs: outputs.map((value) =>
+          this.model.readValue(program, value, elements(value))
+        ),
+        ids: ids.map((value) =>
+          this.model.readIds(program, value, elements(value))
+        ),
+      };
+    } finally {
+      resolve();
+    }
   }
 
   async #one(

@@ -117,6 +117,7 @@ for (const name of NAMES) {
     const model = await buildModel({
       config: checkpoint.config,
       checkpoint,
+      fingerprint: () => Promise.resolve("test"),
       source: (native) => checkpointSource(native, checkpoint),
       bytes: 1,
       keepAll: true,

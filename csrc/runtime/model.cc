@@ -105,6 +105,9 @@ int32_t moela_value_write(moela_model* model, int32_t program, int32_t value, in
   return guard(err, err_len, [&] {
     require(model && data, "nothing to write");
     std::lock_guard lock(model->mutex);
-    memcpy(kept(model, program, value, first, count), data, count * 4);
+    char* place = kept(model, program, value, first, count);
+    require(model->programs[program].values[value].producer == -1,
+            "the value is written by an operation");
+    memcpy(place, data, count * 4);
   });
 }

@@ -92,10 +92,32 @@ void vocabulary(Program& program, const Checker& c, int64_t vocab) {
   program.vocab_out = vocab;
 }
 
+// Absorbed and projected rows of one value have operations of their own.
+bool shared_output(int32_t kind) {
+  return kind == MOELA_OP_MLA_EXPAND || kind == MOELA_OP_MLA_PREFILL;
+}
+
 void check_op(Program& program, const moela_op& op, int32_t index,
               const std::vector<const Weight*>& weights) {
   const Checker c(program.values, weights, op, index);
   c.need(op.rows >= MOELA_ROWS_ALL && op.rows <= MOELA_ROWS_LOGITS, "no such rows");
+  // Operations read and write at the same time, so they have places of their own.
+  const bool in_place = op.kind == MOELA_OP_ROTARY;
+  for (int32_t out : op.out) {
+    for (int32_t in : op.in) {
+      c.need(out < 0 || out != in || in_place, "writes to a value that it reads");
+    }
+    c.need(out < 0 || in_place || out >= static_cast<int32_t>(program.values.size()) ||
+               program.values[out].producer == -1 || shared_output(op.kind),
+           "writes to a value that another operation has written");
+  }
+  // Slots are used as indices, so they come from the operation that makes them.
+  const auto plan = [&](const Checker& c) {
+    const int32_t id = op.in[1];
+    c.need(id >= 0 && id < static_cast<int32_t>(program.values.size()) &&
+               program.values[id].producer == MOELA_OP_MOE_PLAN,
+           "the plan must come from MOE_PLAN");
+  };
   const auto only = [&](int32_t rows, const char* what) { c.need(op.rows == rows, what); };
   switch (op.kind) {
     case MOELA_OP_EMBED: {
@@ -192,6 +214,7 @@ void check_op(Program& program, const moela_op& op, int32_t index,
       if (op.in[1] == -1) {
         c.need(k == 1 && experts == 1, "without a plan there is one expert");
       } else {
+        plan(c);
         c.in(1, k, MOELA_I32, experts + 1);
       }
       c.matrix(0, experts, intermediate, d);
@@ -201,6 +224,7 @@ void check_op(Program& program, const moela_op& op, int32_t index,
     case MOELA_OP_EXPERT_DOWN: {
       const int64_t d = c.n(0), intermediate = c.n(1), k = c.n(2), experts = c.n(3);
       c.in(0, k * intermediate);
+      plan(c);
       c.in(1, k, MOELA_I32, experts + 1);
       c.out(0, k * d);
       c.matrix(0, experts, d, intermediate);
@@ -229,6 +253,9 @@ void check_op(Program& program, const moela_op& op, int32_t index,
       break;
     default:
       c.fail("unknown kind");
+  }
+  for (int32_t out : op.out) {
+    if (out >= 0 && !in_place) program.values[out].producer = op.kind;
   }
 }
 
@@ -306,7 +333,7 @@ Program plan_program(const moela_program_desc& desc, const moela_value* values, 
                 value.extra <= INT32_MAX,
             "a value's width is out of range");
     const int64_t rows = value.rows == MOELA_ROWS_LOGITS ? desc.max_logits : desc.max_rows;
-    program.values.push_back({value, rows * value.cols + value.extra, 0});
+    program.values.push_back({value, rows * value.cols + value.extra, 0, -1});
   }
   program.ops.assign(ops, ops + desc.n_ops);
   program.tail = desc.n_ops;

@@ -1,4 +1,6 @@
 import { CacheBusyError, DisposedError } from "../errors.ts";
+import { type CacheIdentity, saveTimeline } from "./file.ts";
+import { toPath } from "./path.ts";
 import type { Timeline } from "./timeline.ts";
 
 /** Element type of a cache. */
@@ -9,6 +11,8 @@ export interface CacheOwner {
   readonly disposed: boolean;
   /** Bytes of one token, all layers. */
   bytesPerToken(type: CacheType): number;
+  /** What a saved cache of this type belongs to. */
+  identity(type: CacheType): Promise<CacheIdentity>;
   /** Told when a cache is made by {@link Cache.fork} or goes away. */
   adopt(cache: Cache): void;
   forget(cache: Cache): void;
@@ -131,6 +135,28 @@ export class Cache implements Disposable, AsyncDisposable {
       );
     }
     timeline.truncate(length);
+  }
+
+  /**
+   * Writes the cache to a file, atomically: an old file of that name is whole or replaced.
+   * `model.loadCache()` reads it, in this process or another, on this device or another.
+   *
+   * @throws CacheBusyError while a call uses this cache; Deno's errors of writing
+   */
+  async save(path: string | URL): Promise<void> {
+    const ended = Promise.withResolvers<void>();
+    const { timeline, release } = this.acquire(
+      "save the cache",
+      () => ended.promise,
+    );
+    try {
+      const target = toPath(path, "save the cache");
+      const identity = await this.#owner.identity(this.type);
+      await saveTimeline(target, timeline, identity);
+    } finally {
+      release();
+      ended.resolve();
+    }
   }
 
   /**

@@ -146,6 +146,16 @@ export class PagePool {
     this.#model.releasePages(this.id, Int32Array.from(pages));
   }
 
+  /** A copy of a whole page's bytes. */
+  read(page: number): Uint8Array<ArrayBuffer> {
+    return this.#model.readPage(this.id, page);
+  }
+
+  /** Fills a whole page. */
+  write(page: number, bytes: Uint8Array<ArrayBuffer>) {
+    this.#model.writePage(this.id, page, bytes);
+  }
+
   /** Copies the first `tokens` tokens of a page to another. */
   copy(from: number, to: number, tokens: number) {
     this.#model.copyPage(this.id, from, to, tokens);

@@ -22,6 +22,7 @@ import {
   type WeightsType,
 } from "../weights/bind.ts";
 import { type Checkpoint, openCheckpoint } from "../weights/checkpoint.ts";
+import { fingerprint } from "../weights/fingerprint.ts";
 import type { ModelConfig } from "./config.ts";
 import type { GenerationConfig } from "./generation_config.ts";
 import { recordModel } from "./layers.ts";
@@ -126,10 +127,17 @@ export interface ModelParts {
   checkpoint?: Checkpoint;
   source: (native: NativeModel) => WeightSource;
   tokenizer?: Tokenizer;
+  /** Digest of config and weights. */
+  fingerprint: () => Promise<string>;
   /** Bytes of all weights as stored, for progress. */
   bytes: number;
   /** Keep every value of a step, for tests. */
   keepAll?: boolean;
+}
+
+function once<T>(make: () => Promise<T>): () => Promise<T> {
+  let made: Promise<T> | undefined;
+  return () => made ??= make();
 }
 
 /** Device, weights, programs and engine, put together; used by loadModel, tests and benches. */
@@ -151,9 +159,8 @@ export async function buildModel(
   try {
     native = new NativeModel(device);
     let loaded = 0;
-    const weightsType = options.weights ?? "auto";
     const weights = await bindWeights(native, config, parts.source(native), {
-      weights: weightsType,
+      weights: options.weights ?? "auto",
       control,
       onBytes(bytes) {
         loaded += bytes;
@@ -189,7 +196,8 @@ export async function buildModel(
       engine,
       programs,
       recorded: mixed,
-      inF32: weights.layers[0].kvB.dtype === "f32",
+      weightsType: weights.layers[0].kvB.dtype,
+      fingerprint: once(parts.fingerprint),
       prefixCacheBytes: options.prefixCacheBytes ?? Infinity,
       cacheBytes: options.cacheBytes ?? Math.floor(free / 2),
     });
@@ -243,6 +251,7 @@ export async function loadModel(
     config,
     checkpoint,
     tokenizer,
+    fingerprint: () => fingerprint(checkpoint),
     source: (native) => checkpointSource(native, checkpoint),
     bytes: totalBytes(checkpoint),
   }, options);

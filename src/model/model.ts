@@ -1,5 +1,7 @@
 import type { NativeDevice, NativeModel } from "../../ffi/mod.ts";
 import { Cache, type CacheType } from "../cache/cache.ts";
+import { type CacheIdentity, loadTimeline, savedType } from "../cache/file.ts";
+import { toPath } from "../cache/path.ts";
 import { PagePool } from "../cache/pages.ts";
 import { PrefixCache } from "../cache/prefix.ts";
 import { Timeline } from "../cache/timeline.ts";
@@ -29,8 +31,10 @@ export interface ModelInternals {
   programs: { decode: number; mixed: number };
   /** What the mixed program was recorded from. */
   recorded: RecordedModel;
-  /** Whether the weights run in f32. */
-  inF32: boolean;
+  /** Digest of config and weights, computed when it is first needed. */
+  fingerprint: () => Promise<string>;
+  /** Type that the weights run in. */
+  weightsType: string;
   cacheBytes: number;
   prefixCacheBytes: number;
 }
@@ -154,7 +158,7 @@ export class Model implements Disposable, AsyncDisposable {
 
   #cacheType(type: "auto" | CacheType = "auto"): CacheType {
     if (type !== "auto") return type;
-    return this.#internals.inF32 ? "f32" : "bf16";
+    return this.#internals.weightsType === "f32" ? "f32" : "bf16";
   }
 
   /**
@@ -209,10 +213,49 @@ export class Model implements Disposable, AsyncDisposable {
         const elements = num_hidden_layers * (kv_lora_rank + qk_rope_head_dim);
         return elements * (type === "f32" ? 4 : 2);
       },
+      identity: (type: CacheType) => this.#identity(type),
       adopt: (cache: Cache) => this.#caches.add(cache),
       forget: (cache: Cache) => this.#caches.delete(cache),
     };
   })();
+
+  async #identity(type: CacheType): Promise<CacheIdentity> {
+    const { fingerprint, weightsType } = this.#internals;
+    const { num_hidden_layers, kv_lora_rank, qk_rope_head_dim } = this.config;
+    return {
+      model: await fingerprint(),
+      weights: weightsType,
+      type,
+      shape: [num_hidden_layers, kv_lora_rank + qk_rope_head_dim],
+    };
+  }
+
+  /**
+   * Reads a cache that `cache.save()` wrote: of this checkpoint, with weights of this type.
+   *
+   * @throws CacheFileError when the file is damaged or of another model, type or layout;
+   * `Deno.errors.NotFound`; OutOfMemoryError
+   */
+  async loadCache(path: string | URL): Promise<Cache> {
+    const what = "load the cache";
+    this.#open(what);
+    const source = toPath(path, what);
+    const type = await savedType(source);
+    const identity = await this.#identity(type);
+    this.#open(what);
+    const timeline = new Timeline(this.#pool(type));
+    const { max_position_embeddings, vocab_size } = this.config;
+    try {
+      const limits = { vocab_size, maximum: max_position_embeddings };
+      await loadTimeline(source, timeline, identity, limits);
+      this.#open(what);
+    } catch (error) {
+      timeline.dispose();
+      throw error;
+    }
+    const capacity = max_position_embeddings;
+    return new Cache({ owner: this.#owner, timeline, type, capacity });
+  }
 
   /** Takes a timeline for a call: the given cache's, or one that goes away with the call. */
   #timelineFor(cache: Cache | undefined, what: string, task: () => Task) {

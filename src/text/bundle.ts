@@ -1,10 +1,12 @@
 /**
- * Makes `build/tokenizers.js` and `build/tokenizers.wasm` from the npm package
- * `@mlc-ai/web-tokenizers`: the Hugging Face tokenizers compiled to WebAssembly.
+ * Makes ES modules of two npm packages that are WebAssembly in a UMD script:
+ * `build/tokenizers.js` of `@mlc-ai/web-tokenizers`, the Hugging Face
+ * tokenizers, and `build/xgrammar.js` of `@mlc-ai/web-xgrammar`; each with its
+ * binary beside it.
  *
- * The package is a UMD script that calls itself an ES module, so that Deno can
- * neither import nor require it. Here its text becomes an ES module with one
- * export, `create(log)`, which
+ * The packages call their scripts ES modules, which they are not, so that Deno
+ * can neither import nor require them. Here their text becomes an ES module
+ * with one export, `create(log)`, which
  *  - touches no global and asks no permission but to read: the code that looks
  *    for a page, a worker or Node is turned off;
  *  - starts at once, not in a later turn, so that an instance that aborted can
@@ -12,16 +14,13 @@
  *  - compiles the WebAssembly once, however many instances are made, and from a
  *    file of its own: as text within the script it costs 30 ms more to load.
  *
- * Each edit must apply exactly as often as it says: another version of the
+ * Each edit must apply exactly as often as it says: another version of a
  * package fails here, loudly, and not later in a strange way.
  *
  * @module
  */
 
 import { createRequire } from "node:module";
-
-const PACKAGE = "@mlc-ai/web-tokenizers";
-const VERSION = "0.1.6";
 
 /** One textual edit, and how often it must apply. */
 interface Edit {
@@ -31,6 +30,23 @@ interface Edit {
   readonly count: number;
 }
 
+/** A package, and how its script becomes a module. */
+export interface BundledPackage {
+  /** Its name on npm. */
+  readonly name: string;
+  /** The version that the edits are for. */
+  readonly version: string;
+  /** The files that are made: `${output}.js` and `${output}.wasm`. */
+  readonly output: string;
+  /** Reads its package.json, which puts the package into the module graph. */
+  readonly info: () => Promise<{ default: { version: string } }>;
+  /** Edits beside those that both packages need. */
+  readonly edits: readonly Edit[];
+  /** What `create` returns: an expression over `exports`. */
+  readonly result: string;
+}
+
+/** Edits of what Emscripten and Rollup put into both packages. */
 const EDITS: readonly Edit[] = [
   {
     what: "the source map's line",
@@ -64,23 +80,75 @@ const EDITS: readonly Edit[] = [
     put: "var ENVIRONMENT_IS_NODE=false;",
     count: 1,
   },
-  {
-    what: "the start of the runtime",
-    find: /^ {2}var binding = null;$/gm,
-    put: "  var binding = start(Module);",
-    count: 1,
-  },
-  {
-    what: "the exports",
-    find: /exports\["default"\] = index;/g,
-    put: "exports.binding = binding;",
-    count: 1,
-  },
 ];
+
+/** `@mlc-ai/web-tokenizers`. */
+export const TOKENIZERS: BundledPackage = {
+  name: "@mlc-ai/web-tokenizers",
+  version: "0.1.6",
+  output: "tokenizers",
+  info: () =>
+    import("@mlc-ai/web-tokenizers/package.json", { with: { type: "json" } }),
+  edits: [
+    {
+      what: "the start of the runtime",
+      find: /^ {2}var binding = null;$/gm,
+      put: "  var binding = start(Module);",
+      count: 1,
+    },
+    {
+      what: "the exports",
+      find: /exports\["default"\] = index;/g,
+      put: "exports.binding = binding;",
+      count: 1,
+    },
+  ],
+  result: `{
+    /** A tokenizer from the bytes of a tokenizer.json, as an ArrayBuffer. */
+    open: (json) =>
+      new exports.Tokenizer(exports.binding.Tokenizer.FromBlobJSON(json)),
+  }`,
+};
+
+/**
+ * `@mlc-ai/web-xgrammar`. Its own classes are asynchronous only to start the
+ * runtime: what `create` returns is the library under them.
+ */
+export const XGRAMMAR: BundledPackage = {
+  name: "@mlc-ai/web-xgrammar",
+  version: "0.1.27",
+  output: "xgrammar",
+  info: () =>
+    import("@mlc-ai/web-xgrammar/package.json", { with: { type: "json" } }),
+  edits: [
+    {
+      what: "the script element",
+      find:
+        /^ {2}var _documentCurrentScript = typeof document !== 'undefined' \? document\.currentScript : null;$/gm,
+      put: "",
+      count: 1,
+    },
+    {
+      what: "the start of the runtime",
+      find: /^ {2}let binding = null;$/gm,
+      put: "  let binding = start(Module);",
+      count: 1,
+    },
+    {
+      what: "the exports",
+      find: /exports\.default = index;/g,
+      put: "exports.binding = binding;",
+      count: 1,
+    },
+  ],
+  result: "exports.binding",
+};
 
 const WASM = /"data:application\/octet-stream;base64,([A-Za-z0-9+/=]+)"/g;
 
-const HEAD = `const WASM = new URL("tokenizers.wasm", import.meta.url);
+/** The module: the runtime's start, the package's text, and what it returns. */
+function wrap({ name, output, result }: BundledPackage, body: string): string {
+  return `const WASM = new URL("${output}.wasm", import.meta.url);
 let compiled;
 
 /** A fresh instance with a heap of its own; \`log\` gets each line it prints. */
@@ -97,30 +165,25 @@ export function create(log) {
       },
     };
     Module(runtime).catch(() => {});
-    if (!runtime.calledRun) throw new Error("the tokenizer did not start");
+    if (!runtime.calledRun) throw new Error("${name} did not start");
     return runtime;
   };
   const module = { exports: {} };
   const exports = module.exports;
-`;
-
-const TAIL = `
-  return {
-    /** A tokenizer from the bytes of a tokenizer.json, as an ArrayBuffer. */
-    open: (json) =>
-      new exports.Tokenizer(exports.binding.Tokenizer.FromBlobJSON(json)),
-  };
+${body}
+  return ${result};
 }
 `;
+}
 
 /** Replaces all matches, which must be as many as the edit says. */
-function apply(source: string, edit: Edit): string {
+function apply(source: string, edit: Edit, of: BundledPackage): string {
   let found = 0;
   const result = source.replace(edit.find, () => (found++, edit.put));
   if (found !== edit.count) {
     throw new Error(
-      `Cannot bundle ${PACKAGE}: ${edit.what} was found ${found} times, and ` +
-        `must be there ${edit.count} times, as in version ${VERSION}`,
+      `Cannot bundle ${of.name}: ${edit.what} was found ${found} times, and ` +
+        `must be there ${edit.count} times, as in version ${of.version}`,
     );
   }
   return result;
@@ -134,16 +197,20 @@ function apply(source: string, edit: Edit): string {
  */
 export function transform(
   source: string,
+  of: BundledPackage,
 ): { script: string; wasm: Uint8Array<ArrayBuffer> } {
   const wasm = [...source.matchAll(WASM)].map((match) => match[1]);
   if (wasm.length !== 1) {
     throw new Error(
-      `Cannot bundle ${PACKAGE}: ${wasm.length} embedded binaries were found, ` +
-        `and there must be one, as in version ${VERSION}`,
+      `Cannot bundle ${of.name}: ${wasm.length} embedded binaries were found, ` +
+        `and there must be one, as in version ${of.version}`,
     );
   }
-  const body = EDITS.reduce(apply, source.replace(WASM, '""'));
-  return { script: HEAD + body + TAIL, wasm: Uint8Array.fromBase64(wasm[0]) };
+  const body = [...EDITS, ...of.edits].reduce(
+    (text, edit) => apply(text, edit, of),
+    source.replace(WASM, '""'),
+  );
+  return { script: wrap(of, body), wasm: Uint8Array.fromBase64(wasm[0]) };
 }
 
 async function digest(...texts: readonly string[]): Promise<string> {
@@ -162,44 +229,51 @@ async function replace(path: URL, contents: string | Uint8Array) {
 }
 
 /**
- * Writes `tokenizers.js` and `tokenizers.wasm` into the folder `outDir`, unless
- * those that are there came from the same package by the same tool.
+ * Writes the script and the binary of a package into the folder `outDir`,
+ * unless those that are there came from the same package by the same tool.
  *
+ * @param of Which package.
  * @param outDir The folder, made when missing; its URL ends with a slash.
  * @throws {Error} When the package is not the version that the edits are for.
  *
  * @example
  * ```ts ignore
- * await bundleTokenizer(new URL("../../build/", import.meta.url));
+ * await bundle(XGRAMMAR, new URL("../../build/", import.meta.url));
  * ```
  */
-export async function bundleTokenizer(outDir: URL): Promise<void> {
-  // This import puts the package into the module graph, so that it is fetched
-  // and the next line finds it.
-  const { default: info } = await import(
-    "@mlc-ai/web-tokenizers/package.json",
-    { with: { type: "json" } }
-  );
-  if (info.version !== VERSION) {
+export async function bundle(of: BundledPackage, outDir: URL): Promise<void> {
+  const { default: info } = await of.info();
+  if (info.version !== of.version) {
     throw new Error(
-      `Cannot bundle ${PACKAGE}: it has version ${info.version}, and must have ${VERSION}`,
+      `Cannot bundle ${of.name}: it has version ${info.version}, and must ` +
+        `have ${of.version}`,
     );
   }
-  const path = createRequire(import.meta.url).resolve(PACKAGE);
+  const path = createRequire(import.meta.url).resolve(of.name);
   const source = await Deno.readTextFile(path);
   const tool = await Deno.readTextFile(new URL(import.meta.url));
-  const stamp = `// ${PACKAGE} ${VERSION} ${await digest(source, tool)}\n`;
+  const stamp = `// ${of.name} ${of.version} ${await digest(source, tool)}\n`;
 
-  const script = new URL("tokenizers.js", outDir);
-  const wasm = new URL("tokenizers.wasm", outDir);
+  const script = new URL(`${of.output}.js`, outDir);
+  const wasm = new URL(`${of.output}.wasm`, outDir);
   if (await startsWith(script, stamp) && await startsWith(wasm, "\0asm")) {
     return;
   }
-  const made = transform(source);
+  const made = transform(source, of);
   await Deno.mkdir(outDir, { recursive: true });
   // The script last: its stamp says that both are there.
   await replace(wasm, made.wasm);
   await replace(script, stamp + made.script);
+}
+
+/** Makes `tokenizers.js` and `tokenizers.wasm` in `outDir`, as {@linkcode bundle} does. */
+export function bundleTokenizer(outDir: URL): Promise<void> {
+  return bundle(TOKENIZERS, outDir);
+}
+
+/** Makes `xgrammar.js` and `xgrammar.wasm` in `outDir`, as {@linkcode bundle} does. */
+export function bundleGrammar(outDir: URL): Promise<void> {
+  return bundle(XGRAMMAR, outDir);
 }
 
 /** Whether the file is there and begins with `text`, without reading it all. */
@@ -216,5 +290,7 @@ async function startsWith(path: URL, text: string): Promise<boolean> {
 }
 
 if (import.meta.main) {
-  await bundleTokenizer(new URL("../../build/", import.meta.url));
+  const build = new URL("../../build/", import.meta.url);
+  await bundleTokenizer(build);
+  await bundleGrammar(build);
 }

@@ -53,7 +53,7 @@ const SWIGLU_GAIN = 1.68;
 /**
  * Spread of a tensor's elements. A matrix maps inputs of root mean square 1 to outputs like them;
  * one that adds to the residual stream is smaller by the root of how many do, so that the stream
- * grows to no more than about twice its size through any number of layers.
+ * grows to two or three times its size at most, through any number of layers.
  *
  * @param name the tensor's name in a checkpoint; experts of a layer have one spread
  * @param shape `[out, in]` or `[n]`, as stored

@@ -1,0 +1,143 @@
+/**
+ * Which model a benchmark measures: a checkpoint, or one of a published shape with weights made in
+ * memory.
+ *
+ * @module
+ */
+import { parseArgs } from "node:util";
+import { loadModel, type Model } from "../mod.ts";
+import { parseConfig } from "../src/model/config.ts";
+import { buildModel } from "../src/model/load.ts";
+import { generatedSource } from "../src/weights/bind.ts";
+import { SHAPE_NAMES, shapeConfig } from "./shapes.ts";
+
+/** The options that all benchmarks have, for their help. */
+export const SOURCE_USAGE = `  --checkpoint DIR  a checkpoint (models/nano)
+  --generated       random weights in memory, of the shape
+  --shape NAME      ${SHAPE_NAMES.join(", ")}; of a checkpoint: its label
+  --layers N        instead of the shape's own number
+  --weights TYPE    bf16 or f32 (as stored; generated: bf16)
+  --threads N       (all)
+  --kernels SET     (the best)
+  --runs N          of which the median counts (5)
+  --name NAME       of the CSV file`;
+
+const NANO = new URL("../models/nano", import.meta.url);
+
+/** A positive integer from the command line. */
+export function integer(name: string, text: string): number {
+  const value = Number(text);
+  if (Number.isInteger(value) && value >= 1) return value;
+  throw new RangeError(
+    `--${name} is "${text}", and must be a positive integer`,
+  );
+}
+
+/** What the command line says. */
+export interface SourceOptions {
+  checkpoint?: string;
+  generated: boolean;
+  shape?: string;
+  layers?: number;
+  weights?: "bf16" | "f32";
+  threads?: number;
+  kernels?: "reference" | "avx2" | "avx512" | "amx";
+  runs: number;
+  name?: string;
+}
+
+/** Reads the options; undefined when help was asked for. */
+export function parseSource(args: string[]): SourceOptions | undefined {
+  const { values } = parseArgs({
+    args,
+    options: {
+      checkpoint: { type: "string" },
+      generated: { type: "boolean", default: false },
+      shape: { type: "string" },
+      layers: { type: "string" },
+      weights: { type: "string" },
+      threads: { type: "string" },
+      kernels: { type: "string" },
+      runs: { type: "string", default: "5" },
+      name: { type: "string" },
+      help: { type: "boolean" },
+    },
+  });
+  if (values.help) return undefined;
+  const { checkpoint, generated, shape, name } = values;
+  const number = (option: "layers" | "threads" | "runs") => {
+    const text = values[option];
+    return text === undefined ? undefined : integer(option, text);
+  };
+  const among = <T extends string>(
+    option: "weights" | "kernels",
+    allowed: readonly T[],
+  ): T | undefined => {
+    const text = values[option];
+    const found = allowed.find((value) => value === text);
+    if (text === undefined || found) return found;
+    throw new RangeError(
+      `--${option} is "${text}", and must be one of ${allowed.join(", ")}`,
+    );
+  };
+  if (generated && checkpoint !== undefined) {
+    throw new TypeError("--generated and --checkpoint exclude each other");
+  }
+  if (!generated && values.layers !== undefined) {
+    throw new TypeError("--layers needs --generated: a checkpoint has its own");
+  }
+  if (!generated && checkpoint === undefined && shape !== undefined) {
+    throw new TypeError("--shape needs --generated, or --checkpoint DIR");
+  }
+  if (name !== undefined && !/^[\w.-]+$/.test(name)) {
+    throw new RangeError(`--name is "${name}", and must be a plain file name`);
+  }
+  return {
+    checkpoint,
+    generated,
+    shape,
+    layers: number("layers"),
+    weights: among("weights", ["bf16", "f32"]),
+    threads: number("threads"),
+    kernels: among("kernels", ["reference", "avx2", "avx512", "amx"]),
+    runs: number("runs") ?? 5,
+    name,
+  };
+}
+
+/** Loads or makes the model; `shape` is its label in the results. */
+export async function openModel(
+  options: SourceOptions,
+): Promise<{ model: Model; shape: string }> {
+  const { checkpoint, generated, weights, threads, kernels } = options;
+  if (!generated) {
+    const model = await loadModel(checkpoint ?? NANO, {
+      weights,
+      threads,
+      kernels,
+    });
+    const shape = options.shape ??
+      (checkpoint ?? "nano").replace(/\/+$/, "").split("/").at(-1) ?? "";
+    return { model, shape };
+  }
+  const shape = options.shape ?? "v2-lite";
+  const config = parseConfig(shapeConfig(shape, options.layers), shape);
+  const model = await buildModel({
+    config,
+    source: () => generatedSource(config, 1, weights ?? "bf16"),
+    bytes: 1,
+  }, { weights, threads, kernels });
+  return { model, shape };
+}
+
+/** Ids that look like no text: the same for the same seed. */
+export function randomTokens(n: number, vocab_size: number, seed: number) {
+  let state = BigInt(seed) * 2n + 1n;
+  return Array.from({ length: n }, () => {
+    state = BigInt.asUintN(
+      64,
+      state * 6364136223846793005n + 1442695040888963407n,
+    );
+    return Number((state >> 33n) % BigInt(vocab_size));
+  });
+}

@@ -1,0 +1,46 @@
+/**
+ * `deno task sanitize [test files or filters]`: builds the library with address and
+ * undefined-behaviour sanitizers and runs the tests on it; default: all of them.
+ */
+const ROOT = new URL("../", import.meta.url);
+
+/** Runs a command with its output on ours; ends this process with its code when it fails. */
+async function run(
+  command: string,
+  args: string[],
+  env: Record<string, string> = {},
+) {
+  const { code } = await new Deno.Command(command, {
+    args,
+    cwd: ROOT,
+    env,
+    stdout: "inherit",
+    stderr: "inherit",
+  }).output();
+  if (code !== 0) Deno.exit(code);
+}
+
+/** Where the compiler keeps a library of its own. */
+async function libraryOfCompiler(name: string): Promise<string> {
+  const { stdout } = await new Deno.Command("g++", {
+    args: [`-print-file-name=${name}`],
+  }).output();
+  return new TextDecoder().decode(stdout).trim();
+}
+
+if (import.meta.main) {
+  const deno = Deno.execPath();
+  await run(deno, ["run", "-A", "csrc/build.ts", "--sanitize"]);
+  const tests = Deno.args.length > 0 ? Deno.args : ["tests/"];
+  await run(deno, ["test", "-A", ...tests], {
+    // The sanitizer must be in the process before the library, and looks for the C++ runtime's
+    // functions when it starts.
+    LD_PRELOAD: `${await libraryOfCompiler(
+      "libasan.so",
+    )} ${await libraryOfCompiler("libstdc++.so")}`,
+    // What the runtime and V8 keep to the end is no leak of the library's.
+    ASAN_OPTIONS: "detect_leaks=0",
+    UBSAN_OPTIONS: "print_stacktrace=1",
+    MOELA_LIBRARY: new URL("build/sanitize/libmoela.so", ROOT).pathname,
+  });
+}

@@ -14,6 +14,7 @@
  * @module
  */
 export { Cache, type CacheType } from "./src/cache/cache.ts";
+export type { CacheOptions } from "./src/cache/store.ts";
 export {
   CacheBusyError,
   CacheFileError,
@@ -31,17 +32,27 @@ export type {
   TokenLogprobs,
 } from "./src/generate/generation.ts";
 export type { GenerateOptions } from "./src/generate/options.ts";
-export type { ModelConfig } from "./src/model/config.ts";
+export type {
+  Fp8Quantization,
+  ModelConfig,
+  ModelType,
+  YarnScaling,
+} from "./src/model/config.ts";
 export {
   loadModel,
   type LoadOptions,
   type LoadProgress,
 } from "./src/model/load.ts";
 export {
-  type CacheOptions,
   type ForwardOptions,
   type MemoryUse,
   Model,
 } from "./src/model/model.ts";
 export type { Message } from "./src/text/message.ts";
-export { Tokenizer } from "./src/text/tokenizer.ts";
+export {
+  type ChatTemplateOptions,
+  type DecodeOptions,
+  type EncodeOptions,
+  Tokenizer,
+} from "./src/text/tokenizer.ts";
+export type { WeightsType } from "./src/weights/bind.ts";

@@ -60,15 +60,20 @@ async function measure(
   return timings.decodeMs;
 }
 
+function elementBytes(type: string): number {
+  const bytes = new Map([["f32", 4], ["bf16", 2]]).get(type);
+  if (bytes === undefined) throw new Error(`Unknown type ${type}`);
+  return bytes;
+}
+
 async function bench(options: SourceOptions): Promise<Row[]> {
   const { model, shape } = await openModel(options);
   await using _ = model;
   const { config } = model;
-  const { device, inF32 } = model.inspect();
+  const { device, weightsType: type } = model.inspect();
   const info = device.info();
   const where = await provenance();
-  const type = inF32 ? "f32" : "bf16";
-  const bytes = inF32 ? 4 : 2;
+  using cache = model.createCache();
   const measured: { phase: Phase; seconds: number; peak: number }[] = [];
   for (const phase of PHASES) {
     await measure(model, phase, 0);
@@ -79,14 +84,14 @@ async function bench(options: SourceOptions): Promise<Row[]> {
     const seconds = median(times) / 1000;
     measured.push({ phase, seconds, peak: await peakRss() });
   }
-  // Last: it takes memory of its own.
-  const bandwidth = await device.bandwidth();
+  // Last, as it takes memory of its own; often, as others may be using the memory, too.
+  const bandwidth = await device.bandwidth(2 ** 29, 20);
   return measured.map(
     ({ phase: { phase, tokens, context }, seconds, peak }) => {
       const rate = tokens / seconds;
       const read = bytesPerToken(config, {
-        weightBytes: bytes,
-        cacheBytes: bytes,
+        weightBytes: elementBytes(type),
+        cacheBytes: elementBytes(cache.type),
         rows: phase === "decode" ? 1 : tokens,
         context: phase === "decode" ? context + tokens / 2 : 1,
       });
@@ -100,7 +105,7 @@ async function bench(options: SourceOptions): Promise<Row[]> {
         shape,
         layers: config.num_hidden_layers,
         weights: type,
-        cache: type,
+        cache: cache.type,
         phase,
         tokens,
         context,

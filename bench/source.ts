@@ -22,6 +22,8 @@ export const SOURCE_USAGE = `  --checkpoint DIR  a checkpoint (models/nano)
   --runs N          of which the median counts (5)
   --name NAME       of the CSV file`;
 
+/** Of generated weights. */
+const SEED = 1;
 const NANO = new URL("../models/nano", import.meta.url);
 
 /** A positive integer from the command line. */
@@ -122,9 +124,11 @@ export async function openModel(
   }
   const shape = options.shape ?? "v2-lite";
   const config = parseConfig(shapeConfig(shape, options.layers), shape);
+  const stored = weights ?? "bf16";
   const model = await buildModel({
     config,
-    source: () => generatedSource(config, 1, weights ?? "bf16"),
+    source: () => generatedSource(config, SEED, stored),
+    fingerprint: () => Promise.resolve(JSON.stringify([config, SEED, stored])),
     bytes: 1,
   }, { weights, threads, kernels });
   return { model, shape };

@@ -5,7 +5,7 @@
  * after one BOS of its own; what is left at the end and fills no window is not scored. The result
  * is exp of the mean negative log-probability over all tokens of all windows.
  *
- * Run: deno run --allow-read --allow-ffi=build examples/score.ts README.md --window 255
+ * Run: deno run --allow-read --allow-ffi=build examples/score.ts tests/fixtures/heldout.txt
  *
  * Usage: score.ts [--model FOLDER] [--window N] FILE
  */

@@ -206,7 +206,11 @@ export class Kernels implements Disposable {
   }
 
   /** `x / rms(x) * weight` for rows `[weight.cols]`. */
-  rms_norm(x: Activations, weight: Tensor, epsilon: number) {
+  rms_norm(
+    x: Activations,
+    weight: Tensor,
+    epsilon: number,
+  ): Promise<Activations> {
     return this.#one(x.length / weight.cols, (p) => {
       const input = p.input(weight.cols);
       return {
@@ -217,7 +221,11 @@ export class Kernels implements Disposable {
   }
 
   /** `x W^T (+ residual)` for rows `[W.cols]`, W `[out, in]`. */
-  linear(x: Activations, w: Tensor, residual?: Activations) {
+  linear(
+    x: Activations,
+    w: Tensor,
+    residual?: Activations,
+  ): Promise<Activations> {
     return this.#one(x.length / w.cols, (p) => {
       const input = p.input(w.cols);
       const added = residual && p.input(w.rows);
@@ -243,7 +251,7 @@ export class Kernels implements Disposable {
     position: number,
     frequencies: Tensor,
     factor: number = 1,
-  ) {
+  ): Promise<Activations> {
     const rows = x.length / heads / head_dim;
     return this.#one(rows, (p) => {
       const input = p.input(heads * head_dim);
@@ -287,7 +295,7 @@ export class Kernels implements Disposable {
     scale: number,
     sequences: readonly CacheRows[],
     layer: number = 0,
-  ) {
+  ): Promise<Activations> {
     return this.#attend(q, shape, sequences, (p, input, out) => {
       p.mlaAbsorbed(input, kvB, layer, shape, scale, out);
     });
@@ -301,7 +309,7 @@ export class Kernels implements Disposable {
     scale: number,
     sequences: readonly CacheRows[],
     layer: number = 0,
-  ) {
+  ): Promise<Activations> {
     return this.#attend(q, shape, sequences, (p, input, out) => {
       p.mlaPrefill(input, kvB, layer, shape, scale, out);
     }, 0);
@@ -325,7 +333,11 @@ export class Kernels implements Disposable {
   }
 
   /** Experts in order of choice and their weights, for logits `[rows, n_routed_experts]`. */
-  async router(logits: Activations, shape: RouterShape, bias?: Tensor) {
+  async router(
+    logits: Activations,
+    shape: RouterShape,
+    bias?: Tensor,
+  ): Promise<{ experts: Int32Array<ArrayBuffer>; weights: Activations }> {
     const rows = logits.length / shape.n_routed_experts;
     const { outputs, ids } = await this.run((p) => {
       const input = p.input(shape.n_routed_experts);

@@ -1,4 +1,5 @@
 import { DisposedError, NativeError } from "../src/errors.ts";
+import { checkRoom, checkStep, logitsWidth } from "./check_step.ts";
 import type { NativeDevice } from "./device.ts";
 import { ControlWord, DType } from "./enums.ts";
 import type { Symbols } from "./library.ts";
@@ -16,7 +17,6 @@ import {
   WeightDesc,
   WeightPart,
 } from "./structs.ts";
-import type { Values } from "./struct.ts";
 
 /** Where one matrix of a weight is. */
 export type NativeWeightPart =
@@ -43,20 +43,70 @@ export interface NativeWeight {
   deviation?: number;
 }
 
-/** Fields of `moela_segment`. */
-export type SegmentValues = Values<
-  {
-    row: "i32";
-    rows: "i32";
-    position: "i32";
-    pool: "i32";
-    page: "i32";
-    n_pages: "i32";
-  }
->;
+/** Consecutive rows of one sequence: fields of `moela_segment`. */
+export interface SegmentValues {
+  /** First row. */
+  row: number;
+  /** How many rows. */
+  rows: number;
+  /** Position of the first row in its sequence. */
+  position: number;
+  /** Id of the pool that holds the sequence. */
+  pool: number;
+  /** First entry of the sequence in `pages`. */
+  page: number;
+  /** Entries of the sequence. */
+  n_pages: number;
+}
 
-/** Fields of `moela_sampling`; what is absent is 0. */
-export type SamplingValues = Parameters<typeof Sampling.encode>[0];
+/**
+ * How the token after a logits row is drawn: fields of `moela_sampling`. What is absent is 0, so
+ * `top_p`, `typical_p` and `repetition_penalty` must be given, and `mask` where none is meant.
+ */
+export interface SamplingValues {
+  /** 0: greedy. */
+  temperature?: number;
+  /** 1: off. */
+  top_p?: number;
+  /** 0: off. */
+  min_p?: number;
+  /** 1: off. */
+  typical_p?: number;
+  /** 1: off. */
+  repetition_penalty?: number;
+  /** 0: off. */
+  presence_penalty?: number;
+  /** 0: off. */
+  frequency_penalty?: number;
+  /** 0: off. */
+  top_k?: number;
+  /** Key of the draw. */
+  seed?: bigint;
+  /** Of the token to be drawn, from 0: counter of the draw. */
+  index?: number;
+  /** First entry of the history in `aux`: prompt tokens, then output tokens. */
+  history?: number;
+  /** Prompt tokens of the history. */
+  n_prompt?: number;
+  /** Output tokens of the history. */
+  n_output?: number;
+  /** First entry in `aux` of the pairs token, bits of an f32. */
+  bias?: number;
+  /** How many pairs. */
+  n_bias?: number;
+  /** First entry in `aux` of the bits of allowed tokens; -1: all are. */
+  mask?: number;
+  /** First entry in `aux` of the tokens that end the sequence. */
+  stop?: number;
+  /** How many of them. */
+  n_stop?: number;
+  /** Until this index the stop tokens are not drawn. */
+  min_index?: number;
+  /** How many of the most likely to report; -1: not even the drawn one's own. */
+  top_logprobs?: number;
+  /** Whose next token it is. */
+  segment?: number;
+}
 
 /** The arguments of a step: see `moela_model_run`. */
 export interface NativeStep {
@@ -107,6 +157,8 @@ export class NativeModel implements Disposable {
   /** The device that it runs on. */
   readonly device: NativeDevice;
   readonly #symbols: Symbols;
+  /** Of each program. */
+  readonly #logitsWidths: number[] = [];
   #handle: Deno.PointerValue;
 
   /** Makes an empty model. @throws NativeError */
@@ -163,6 +215,7 @@ export class NativeModel implements Disposable {
     control: Int32Array<SharedArrayBuffer> = newControl(),
   ): Promise<WeightRef> {
     const { rows, cols } = weight;
+    checkRoom("load a weight", "control", control, 2);
     const err = new ErrorBuffer();
     const parts = weight.parts.map((part) =>
       typeof part === "bigint" ? { file: -1, scale_file: -1, offset: part } : {
@@ -375,7 +428,7 @@ export class NativeModel implements Disposable {
   ): number {
     const err = new ErrorBuffer();
     const { values, ops } = program;
-    return err.unwrap(
+    const id = err.unwrap(
       this.#symbols.moela_model_add_program(
         this.handle,
         ProgramDesc.encode({
@@ -391,6 +444,8 @@ export class NativeModel implements Disposable {
       ),
       "Cannot record the program",
     );
+    this.#logitsWidths[id] = logitsWidth(program);
+    return id;
   }
 
   /** Elements of a kept value of a program's last step, f32. */
@@ -454,6 +509,7 @@ export class NativeModel implements Disposable {
 
   /** Runs a step. @throws CancelledError when its control word asked for it */
   async run(step: NativeStep): Promise<void> {
+    checkStep(step, this.#logitsWidths[step.program] ?? 0);
     const err = new ErrorBuffer();
     const sampling = step.sampling ?? [];
     const desc = Step.encode({

@@ -28,6 +28,22 @@ const BYTES: Record<FieldType, number> = {
   char: 1,
 };
 
+/** Whether a value is one of the type, so that none is cut to another in silence. */
+function fits(type: FieldType, value: number | bigint): boolean {
+  switch (type) {
+    case "i32":
+      return typeof value === "number" && (value | 0) === value;
+    case "u32":
+      return typeof value === "number" && value >>> 0 === value;
+    case "u64":
+      return typeof value === "bigint" && BigInt.asUintN(64, value) === value;
+    case "i64":
+      return typeof value === "bigint" && BigInt.asIntN(64, value) === value;
+    default:
+      return typeof value === "number";
+  }
+}
+
 function setScalar(
   view: DataView,
   at: number,
@@ -120,6 +136,20 @@ export class Struct<F extends Record<string, Field>> {
     return bytes;
   }
 
+  #set(
+    view: DataView,
+    at: number,
+    place: Place,
+    value: number | bigint,
+  ) {
+    if (!fits(place.type, value)) {
+      throw new RangeError(
+        `${this.name}.${place.name} is ${value}, and must be of type ${place.type}`,
+      );
+    }
+    setScalar(view, at, place.type, value);
+  }
+
   #write(view: DataView, at: number, values: Partial<Values<F>>) {
     for (const place of this.places) {
       const value = values[place.name as keyof F] as unknown;
@@ -135,20 +165,15 @@ export class Struct<F extends Record<string, Field>> {
           );
         }
         items.forEach((item, i) =>
-          setScalar(
+          this.#set(
             view,
             at + place.offset + i * BYTES[place.type],
-            place.type,
+            place,
             item,
           )
         );
       } else {
-        setScalar(
-          view,
-          at + place.offset,
-          place.type,
-          value as number | bigint,
-        );
+        this.#set(view, at + place.offset, place, value as number | bigint);
       }
     }
   }

@@ -1,6 +1,6 @@
 /** Every example as a user runs it: a process of its own, with the permissions that are promised. */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { floats, integers, readSafetensors } from "./support/safetensors.ts";
+import { floats, readSafetensors } from "./support/safetensors.ts";
 
 const SUFFIX = Deno.build.os === "darwin" ? "dylib" : "so";
 const LIBRARY = path(`build/libmoela.${SUFFIX}`);
@@ -20,8 +20,12 @@ async function nano(): Promise<Nano> {
   );
 }
 
-/** An example's process: it may read, and open the kernel library; nothing else. */
-function start(example: string, args: readonly string[]): Deno.ChildProcess {
+/** An example's process: it may read, and open the kernel library; nothing else without `flags`. */
+function start(
+  example: string,
+  args: readonly string[],
+  flags: readonly string[] = [],
+): Deno.ChildProcess {
   return new Deno.Command(Deno.execPath(), {
     args: [
       "run",
@@ -29,6 +33,7 @@ function start(example: string, args: readonly string[]): Deno.ChildProcess {
       "--no-prompt",
       "--allow-read",
       `--allow-ffi=${LIBRARY}`,
+      ...flags,
       path(`examples/${example}`),
       ...args,
     ],
@@ -45,8 +50,13 @@ async function type(child: Deno.ChildProcess, input: string) {
   await writer.close();
 }
 
-async function run(example: string, args: readonly string[], input = "") {
-  const child = start(example, args);
+async function run(
+  example: string,
+  args: readonly string[],
+  input = "",
+  flags: readonly string[] = [],
+) {
+  const child = start(example, args, flags);
   await type(child, input);
   const { code, stdout, stderr } = await child.output();
   const utf8 = new TextDecoder();
@@ -54,8 +64,13 @@ async function run(example: string, args: readonly string[], input = "") {
 }
 
 /** The output of a run that goes well; what is for a terminal is not shown without one. */
-async function succeed(example: string, args: readonly string[], input = "") {
-  const { code, out, err } = await run(example, args, input);
+async function succeed(
+  example: string,
+  args: readonly string[],
+  input = "",
+  flags: readonly string[] = [],
+) {
+  const { code, out, err } = await run(example, args, input, flags);
   assertEquals({ code, err }, { code: 0, err: "" });
   return out;
 }
@@ -125,20 +140,24 @@ Deno.test({
   },
 });
 
-Deno.test("logits.ts prints the reference's most likely tokens", async () => {
-  const { prompts } = await nano();
+/** How likely each token is after the prompt "story", in percent. */
+async function storyPercents(): Promise<number[]> {
   const tensors = await readSafetensors(
     new URL("./fixtures/nano/nano.safetensors", import.meta.url),
   );
   const logits = Array.from(floats(tensors, "story.last_logits"));
   const max = Math.max(...logits);
   const sum = logits.reduce((sum, logit) => sum + Math.exp(logit - max), 0);
-  const percents = logits.map((logit) => 100 * Math.exp(logit - max) / sum);
+  return logits.map((logit) => 100 * Math.exp(logit - max) / sum);
+}
+
+Deno.test("logits.ts prints the reference's most likely tokens", async () => {
+  const { prompts } = await nano();
+  const percents = await storyPercents();
   const fifth = percents.toSorted((a, b) => b - a)[4];
   const out = await succeed("logits.ts", ["--top", "5", prompts.story.text]);
   const [head, ...lines] = out.trimEnd().split("\n");
-  const { length } = integers(tensors, "story.ids");
-  assertStringIncludes(head, `${length} tokens: `);
+  assertStringIncludes(head, '" upon" " a" " time"');
   assertEquals(lines.length, 5);
   for (const line of lines) {
     const [percent, , id] = line.trim().split(/\s+/);
@@ -148,6 +167,58 @@ Deno.test("logits.ts prints the reference's most likely tokens", async () => {
       Math.abs(Number(percent) - expected) < 0.5,
       `${line}: expected ${expected} %`,
     );
+  }
+});
+
+Deno.test("logprobs.ts prints the reference's probabilities", async () => {
+  const { prompts } = await nano();
+  const out = await succeed("logprobs.ts", [
+    "--tokens",
+    "3",
+    prompts.story.text,
+  ]);
+  const lines = out.trimEnd().split("\n");
+  assertEquals(lines.length, 3);
+  const percents = [...lines[0].matchAll(/(\S+) %/g)].map(([, n]) => n);
+  const [first, second, third] = (await storyPercents()).toSorted((a, b) =>
+    b - a
+  );
+  const expected = [first, first, second, third];
+  assertEquals(percents.length, expected.length, lines[0]);
+  for (const [i, percent] of percents.entries()) {
+    assert(Math.abs(Number(percent) - expected[i]) < 0.5, lines[0]);
+  }
+});
+
+Deno.test("fork.ts computes the prompt once", async () => {
+  const args = ["--count", "2", "--tokens", "5", "Once upon a time"];
+  const out = await succeed("fork.ts", args);
+  for (const seed of [0, 1]) {
+    assertStringIncludes(out, `seed ${seed}: Once upon a time `);
+  }
+  assertEquals(out.match(/5 of 6 prompt tokens reused/g)?.length, 2, out);
+});
+
+Deno.test("batch.ts answers every prompt", async () => {
+  const out = await succeed("batch.ts", ["--count", "7", "--tokens", "5"]);
+  assertStringIncludes(out, "Once upon a time Tom went to the castle");
+  assert(/^7 answers, \d+ tokens in /m.test(out), out);
+});
+
+Deno.test("save_cache.ts goes on where its last run ended", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const save = () =>
+      succeed("save_cache.ts", [`${folder}/story.cache`], "", [
+        `--allow-write=${folder}`,
+      ]);
+    const first = await save();
+    assertStringIncludes(first, "315 prompt tokens, 0 of them held");
+    const second = await save();
+    assertStringIncludes(second, "315 prompt tokens, 314 of them held");
+    assertStringIncludes(second, "saved 315 tokens");
+  } finally {
+    await Deno.remove(folder, { recursive: true });
   }
 });
 

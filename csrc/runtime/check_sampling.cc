@@ -9,8 +9,10 @@ void check_sampling(const moela_sampling& s, int64_t n_aux, int64_t vocab, const
     require(begin >= 0 && count >= 0 && begin <= n_aux && count <= n_aux - begin, what);
   };
   const auto token = [&](int32_t id, const char* what) { require(id >= 0 && id < vocab, what); };
+  require(n_aux >= 0 && (aux || n_aux == 0), "the lists of a sampling are missing");
   require(s.temperature >= 0 && s.top_p > 0 && s.min_p >= 0 && s.typical_p > 0 &&
-              s.repetition_penalty > 0 && s.top_k >= 0 && s.index >= 0,
+              s.repetition_penalty > 0 && s.top_k >= 0 && s.index >= 0 &&
+              s.index <= INT32_MAX - MAX_STEPS,
           "a sampling option is out of range");
   require(s.n_prompt >= 0 && s.n_output >= 0 && s.n_bias >= 0 && s.n_stop >= 0,
           "a sampling list has a negative length");

@@ -7,6 +7,9 @@
 
 namespace moela {
 
+// Steps that one call runs at most: indices of tokens must leave room for them.
+constexpr int32_t MAX_STEPS = 65536;
+
 // Throws ARGUMENT with what is wrong. aux [n_aux], token ids are below `vocab`.
 void check_sampling(const moela_sampling& sampling, int64_t n_aux, int64_t vocab,
                     const int32_t* aux);

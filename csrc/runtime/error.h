@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <stdexcept>
 #include <string>
 
 #include "moela.h"
@@ -45,6 +46,9 @@ int32_t guard(char* err, size_t err_len, Body body) {
     write_error(err, err_len, error.message.c_str());
     return error.status;
   } catch (const std::bad_alloc&) {
+    write_error(err, err_len, "0 0 working memory of the library");
+    return MOELA_ERR_MEMORY;
+  } catch (const std::length_error&) {
     write_error(err, err_len, "0 0 working memory of the library");
     return MOELA_ERR_MEMORY;
   } catch (const std::exception& error) {

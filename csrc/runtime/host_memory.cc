@@ -18,7 +18,34 @@
 
 #include "runtime/error.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace moela {
+namespace {
+
+// The sanitizer does not know where the memory of mmap() ends: in its build the bytes from the end
+// of what was asked for to the end of the mapping are made out of bounds, and a block has a page
+// more for that.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr uint64_t FENCE = 4096;
+void fence(char* data, uint64_t bytes, uint64_t mapped) {
+  __asan_poison_memory_region(data + bytes, mapped - bytes);
+}
+void unfence(char* data, uint64_t mapped) { __asan_unpoison_memory_region(data, mapped); }
+#else
+constexpr uint64_t FENCE = 0;
+void fence(char*, uint64_t, uint64_t) {}
+void unfence(char*, uint64_t) {}
+#endif
+
+uint64_t whole_pages(uint64_t bytes) {
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  return (bytes + page - 1) / page * page;
+}
+
+}  // namespace
 
 MappedFile::MappedFile(const char* path) : path_(path) {
   const int file = open(path, O_RDONLY | O_CLOEXEC);
@@ -37,12 +64,15 @@ MappedFile::MappedFile(const char* path) : path_(path) {
       throw Error(MOELA_ERR_IO, format("Cannot map %s: %s", path, strerror(error)));
     }
     data_ = static_cast<char*>(data);
+    fence(data_, bytes_, whole_pages(bytes_));
   }
   close(file);
 }
 
 MappedFile::~MappedFile() {
-  if (data_) munmap(data_, bytes_);
+  if (!data_) return;
+  unfence(data_, whole_pages(bytes_));
+  munmap(data_, bytes_);
 }
 
 const char* MappedFile::range(uint64_t offset, uint64_t bytes) const {
@@ -62,7 +92,9 @@ Block::Block(uint64_t bytes, const char* name, bool reserve) {
 #if defined(MAP_NORESERVE)
   flags |= MAP_NORESERVE;
 #endif
-  void* data = bytes > free ? MAP_FAILED : mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+  const uint64_t mapped = whole_pages(bytes) + FENCE;
+  void* data = MAP_FAILED;
+  if (bytes <= free) data = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (data == MAP_FAILED) {
     throw Error(MOELA_ERR_MEMORY,
                 format("%llu %llu %s", static_cast<unsigned long long>(bytes),
@@ -75,10 +107,14 @@ Block::Block(uint64_t bytes, const char* name, bool reserve) {
 #endif
   data_ = static_cast<char*>(data);
   bytes_ = bytes;
+  fence(data_, bytes, mapped);
 }
 
 Block::~Block() {
-  if (data_) munmap(data_, bytes_);
+  if (!data_) return;
+  const uint64_t mapped = whole_pages(bytes_) + FENCE;
+  unfence(data_, mapped);
+  munmap(data_, mapped);
 }
 
 Block::Block(Block&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {

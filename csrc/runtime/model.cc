@@ -34,9 +34,7 @@ int32_t moela_model_memory(moela_model* model, moela_memory* memory, char* err, 
       memory->weights_mapped += weight.mapped_bytes;
     }
     for (const Pool& pool : model->pools) {
-      uint64_t pages = 0;
-      for (uint8_t used : pool.used) pages += used;
-      memory->pools += pages * static_cast<uint64_t>(pool.view.page_bytes());
+      memory->pools += static_cast<uint64_t>(pool.n_used * pool.view.page_bytes());
     }
     memory->workspace = model->workspace.bytes();
   });

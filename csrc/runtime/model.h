@@ -23,7 +23,17 @@ struct StoredWeight {
 struct Pool {
   PagePool view;
   Block memory;
-  std::vector<uint8_t> used;      // [max_pages]: written since it was released
+  Block used;                     // uint8 [max_pages]: written since it was released
+  int64_t n_used = 0;
+
+  void mark(int32_t page) { set(page, 1); }
+  void unmark(int32_t page) { set(page, 0); }
+
+ private:
+  void set(int32_t page, char to) {
+    n_used += to - used.data()[page];
+    used.data()[page] = to;
+  }
 };
 
 }  // namespace moela

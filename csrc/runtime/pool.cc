@@ -8,8 +8,9 @@ using namespace moela;
 
 namespace {
 
+constexpr int64_t MAX_BYTES = int64_t{1} << 47;
+
 Pool& pool_of(moela_model* model, int32_t pool) {
-  require(model, "no model");
   require(pool >= 0 && pool < static_cast<int32_t>(model->pools.size()), "no such pool");
   return model->pools[pool];
 }
@@ -34,10 +35,12 @@ int32_t moela_model_add_pool(moela_model* model, const moela_pool_desc* desc, ch
     Pool pool;
     pool.view = {desc->dtype,           desc->layers,    desc->kv_lora_rank,
                  desc->qk_rope_head_dim, desc->max_pages, nullptr};
+    require(desc->max_pages <= MAX_BYTES / pool.view.page_bytes(),
+            "pool larger than any address space");
     pool.memory = Block(static_cast<uint64_t>(desc->max_pages) * pool.view.page_bytes(),
                         "cache pages", true);
     pool.view.base = pool.memory.data();
-    pool.used.resize(desc->max_pages);
+    pool.used = Block(desc->max_pages, "cache pages", true);
     model->pool_views.push_back(pool.view);
     model->pools.push_back(std::move(pool));
     id = static_cast<int32_t>(model->pools.size()) - 1;
@@ -48,6 +51,8 @@ int32_t moela_model_add_pool(moela_model* model, const moela_pool_desc* desc, ch
 int64_t moela_pool_page_bytes(moela_model* model, int32_t pool, char* err, size_t err_len) {
   int64_t bytes = 0;
   const int32_t status = guard(err, err_len, [&] {
+    require(model, "no model");
+    std::lock_guard lock(model->mutex);
     bytes = pool_of(model, pool).view.page_bytes();
   });
   return status == MOELA_OK ? bytes : -status;
@@ -66,7 +71,7 @@ int32_t moela_pool_copy(moela_model* model, int32_t pool, int32_t from, int32_t 
     for (int32_t layer = 0; layer < target.view.layers; layer++) {
       memmove(target.view.at(to, layer), target.view.at(from, layer), bytes);
     }
-    target.used[to] = 1;
+    target.mark(to);
   });
 }
 
@@ -78,7 +83,7 @@ int32_t moela_pool_release(moela_model* model, int32_t pool, const int32_t* page
     Pool& target = pool_of(model, pool);
     for (int32_t i = 0; i < n_pages; i++) check_page(target, pages[i]);
     for (int32_t i = 0; i < n_pages; i++) {
-      target.used[pages[i]] = 0;
+      target.unmark(pages[i]);
       target.memory.discard(pages[i] * target.view.page_bytes(), target.view.page_bytes());
     }
   });
@@ -105,6 +110,6 @@ int32_t moela_pool_write(moela_model* model, int32_t pool, int32_t page, const v
     check_page(target, page);
     require(bytes == static_cast<uint64_t>(target.view.page_bytes()), "size of a page");
     memcpy(target.view.at(page, 0), data, bytes);
-    target.used[page] = 1;
+    target.mark(page);
   });
 }

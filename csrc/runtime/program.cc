@@ -10,6 +10,10 @@ namespace {
 
 constexpr int64_t ALIGNMENT = 64;
 constexpr int32_t MAX_ROWS = 65536;
+// Far beyond any model, and small enough that no sum of sizes overflows.
+constexpr int32_t MAX_ENTRIES = 65536;
+constexpr int64_t MAX_WORKSPACE = int64_t{1} << 46;
+constexpr int64_t MAX_LAYERS = 4096;
 
 // Reads one operation's operands and says what is wrong with them.
 class Checker {
@@ -70,6 +74,24 @@ class Checker {
   void matrix(int i, int64_t parts, int64_t rows, int64_t cols) const {
     floating(weight(i, parts, rows, cols));
   }
+  // Every id names something or is -1, also those that the kind has no use for.
+  void operands() const {
+    const auto exists = [&](int32_t id, size_t count) {
+      need(id >= -1 && id < static_cast<int64_t>(count), "an operand does not exist");
+    };
+    for (int32_t id : op_.in) exists(id, values_.size());
+    for (int32_t id : op_.out) exists(id, values_.size());
+    for (int32_t id : op_.weight) exists(id, weights_.size());
+  }
+  // in[1], a plan. Its slots are used as indices, so it comes from a MOE_PLAN over the same rows,
+  // experts and k.
+  void plan(int64_t experts, int64_t k, const std::vector<moela_op>& ops) const {
+    in(1, k, MOELA_I32, experts + 1);
+    const int32_t by = values_[op_.in[1]].producer;
+    need(by >= 0 && ops[by].kind == MOELA_OP_MOE_PLAN, "the plan must come from MOE_PLAN");
+    need(ops[by].rows == op_.rows && ops[by].n[0] == experts,
+         "the plan is of other rows or experts");
+  }
 
  private:
   const std::vector<PlannedValue>& values_;
@@ -82,6 +104,7 @@ void touches_cache(Program& program, const Checker& c, int64_t layer, int64_t r,
   c.need(program.kv_lora_rank == 0 ||
              (program.kv_lora_rank == r && program.qk_rope_head_dim == dr),
          "cache operations disagree about its width");
+  c.need(layer < MAX_LAYERS, "a layer is out of range");
   program.kv_lora_rank = r;
   program.qk_rope_head_dim = dr;
   program.layers = std::max(program.layers, static_cast<int32_t>(layer) + 1);
@@ -101,23 +124,16 @@ void check_op(Program& program, const moela_op& op, int32_t index,
               const std::vector<const Weight*>& weights) {
   const Checker c(program.values, weights, op, index);
   c.need(op.rows >= MOELA_ROWS_ALL && op.rows <= MOELA_ROWS_LOGITS, "no such rows");
+  c.operands();
   // Operations read and write at the same time, so they have places of their own.
   const bool in_place = op.kind == MOELA_OP_ROTARY;
   for (int32_t out : op.out) {
     for (int32_t in : op.in) {
       c.need(out < 0 || out != in || in_place, "writes to a value that it reads");
     }
-    c.need(out < 0 || in_place || out >= static_cast<int32_t>(program.values.size()) ||
-               program.values[out].producer == -1 || shared_output(op.kind),
+    c.need(out < 0 || in_place || program.values[out].producer == -1 || shared_output(op.kind),
            "writes to a value that another operation has written");
   }
-  // Slots are used as indices, so they come from the operation that makes them.
-  const auto plan = [&](const Checker& c) {
-    const int32_t id = op.in[1];
-    c.need(id >= 0 && id < static_cast<int32_t>(program.values.size()) &&
-               program.values[id].producer == MOELA_OP_MOE_PLAN,
-           "the plan must come from MOE_PLAN");
-  };
   const auto only = [&](int32_t rows, const char* what) { c.need(op.rows == rows, what); };
   switch (op.kind) {
     case MOELA_OP_EMBED: {
@@ -206,6 +222,7 @@ void check_op(Program& program, const moela_op& op, int32_t index,
     case MOELA_OP_MOE_PLAN:
       c.in(0, c.n(1), MOELA_I32);
       c.out(0, c.n(1), MOELA_I32, c.n(0) + 1);
+      c.need(c.n(1) * program.desc.max_rows <= INT32_MAX, "a plan has too many slots");
       break;
     case MOELA_OP_GATE_UP: {
       const int64_t intermediate = c.n(0), d = c.n(1), k = c.n(2), experts = c.n(3);
@@ -214,8 +231,7 @@ void check_op(Program& program, const moela_op& op, int32_t index,
       if (op.in[1] == -1) {
         c.need(k == 1 && experts == 1, "without a plan there is one expert");
       } else {
-        plan(c);
-        c.in(1, k, MOELA_I32, experts + 1);
+        c.plan(experts, k, program.ops);
       }
       c.matrix(0, experts, intermediate, d);
       c.matrix(1, experts, intermediate, d);
@@ -224,8 +240,7 @@ void check_op(Program& program, const moela_op& op, int32_t index,
     case MOELA_OP_EXPERT_DOWN: {
       const int64_t d = c.n(0), intermediate = c.n(1), k = c.n(2), experts = c.n(3);
       c.in(0, k * intermediate);
-      plan(c);
-      c.in(1, k, MOELA_I32, experts + 1);
+      c.plan(experts, k, program.ops);
       c.out(0, k * d);
       c.matrix(0, experts, d, intermediate);
       break;
@@ -255,7 +270,7 @@ void check_op(Program& program, const moela_op& op, int32_t index,
       c.fail("unknown kind");
   }
   for (int32_t out : op.out) {
-    if (out >= 0 && !in_place) program.values[out].producer = op.kind;
+    if (out >= 0 && !in_place) program.values[out].producer = index;
   }
 }
 
@@ -306,6 +321,7 @@ int64_t place(Program& program) {
       if (offset + bytes(id) <= program.values[other].offset) break;
       offset = std::max(offset, program.values[other].offset + bytes(other));
     }
+    require(offset + bytes(id) <= MAX_WORKSPACE, "the values are larger than any memory");
     program.values[id].offset = offset;
     total = std::max(total, offset + bytes(id));
     placed.insert(std::upper_bound(placed.begin(), placed.end(), id,
@@ -323,7 +339,9 @@ Program plan_program(const moela_program_desc& desc, const moela_value* values, 
                      const std::vector<const Weight*>& weights) {
   require(desc.max_rows > 0 && desc.max_rows <= MAX_ROWS, "max_rows is out of range");
   require(desc.max_logits > 0 && desc.max_logits <= desc.max_rows, "max_logits is out of range");
-  require(desc.n_values >= 0 && desc.n_ops > 0, "a program without operations");
+  require(desc.n_values >= 0 && desc.n_values <= MAX_ENTRIES && desc.n_ops > 0 &&
+              desc.n_ops <= MAX_ENTRIES,
+          "a program has no operations, or too many");
   Program program;
   program.desc = desc;
   for (int32_t i = 0; i < desc.n_values; i++) {

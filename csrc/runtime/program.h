@@ -13,7 +13,7 @@ struct PlannedValue {
   moela_value value;
   int64_t elements;
   int64_t offset;  // bytes from the workspace's start
-  int32_t producer = -1;  // kind of the operation that writes it; -1: the caller does
+  int32_t producer = -1;  // index of the operation that writes it; -1: the caller does
 };
 
 struct Program {

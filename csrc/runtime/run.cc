@@ -74,7 +74,8 @@ void check(const moela_model& model, const Program& program, const Arguments& a)
   require(step.n_absorbed >= 0 && step.n_absorbed <= step.n_rows, "n_absorbed is out of range");
   require(program.has_projected || program.kv_lora_rank == 0 || step.n_absorbed == step.n_rows,
           "the program has no up-projected path");
-  require(step.steps >= 1 && step.steps <= 65536, "steps are out of range");
+  require(step.steps >= 1 && step.steps <= MAX_STEPS, "steps are out of range");
+  require(step.n_pages >= 0 && step.n_segments >= 0, "a step has a negative length");
   require(a.tokens && a.segments && (step.n_pages == 0 || a.pages), "a step lacks an argument");
   for (int32_t i = 0; i < step.n_rows; i++) {
     require(a.tokens[i] >= 0 && a.tokens[i] < program.vocab_in, "a token is out of range");
@@ -93,13 +94,15 @@ void check(const moela_model& model, const Program& program, const Arguments& a)
   require(step.n_sampling == 0 || step.n_sampling == step.n_logits,
           "every logits row is sampled, or none");
   require(step.n_sampling == 0 || (a.sampling && a.entries && step.entry_words >= 4 &&
-                                   (step.n_aux == 0 || a.aux) && program.samples),
+                                   program.samples),
           "sampling lacks an argument");
   check_samplings(program, a);
   if (step.steps > 1) {
     require(step.n_segments == step.n_rows && step.n_sampling == step.n_rows &&
                 step.n_absorbed == step.n_rows && !a.logits && !a.targets,
             "several steps need one sampled row a segment");
+    // What is drawn is embedded next.
+    require(program.vocab_out <= program.vocab_in, "draws tokens that have no embedding");
   }
 }
 
@@ -132,8 +135,8 @@ class Runner {
     for (const moela_segment& segment : segments_) {
       Pool& pool = model_.pools[segment.pool];
       const int32_t end = segment.position + segment.rows + a_.step->steps - 1;
-      for (int32_t p = segment.position / MOELA_PAGE_TOKENS; p * MOELA_PAGE_TOKENS < end; p++) {
-        pool.used[a_.pages[segment.page + p]] = 1;
+      for (int64_t p = segment.position / MOELA_PAGE_TOKENS; p * MOELA_PAGE_TOKENS < end; p++) {
+        pool.mark(a_.pages[segment.page + p]);
       }
     }
   }

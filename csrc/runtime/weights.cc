@@ -1,4 +1,5 @@
 // Weights come from mapped files in place, are converted while they load, or are generated.
+#include <algorithm>
 #include <cstring>
 
 #include "cpu/generate.h"
@@ -38,6 +39,9 @@ float fp8_to_f32(uint8_t bits) {
   }
   return bits & 0x80 ? -magnitude : magnitude;
 }
+
+// Keeps sizes in bytes within 64 bits.
+constexpr int64_t MAX_ELEMENTS = int64_t{1} << 46;
 
 struct Source {
   const char* data;    // [rows, cols] of the stored type
@@ -87,6 +91,8 @@ void check(const moela_model& model, const moela_weight_desc& desc,
   require(desc.rows > 0 && desc.cols > 0 && desc.count > 0, "a weight has no elements");
   require(desc.rows <= INT32_MAX && desc.cols <= INT32_MAX && desc.count <= 65536,
           "a weight is larger than any model's");
+  require(desc.count <= MAX_ELEMENTS / desc.rows / desc.cols,
+          "a weight is larger than any model's");
   require(desc.stored == MOELA_F32 || desc.stored == MOELA_BF16 || desc.stored == MOELA_F16 ||
               desc.stored == MOELA_FP8,
           "weights are stored as f32, bf16, f16 or fp8");
@@ -122,13 +128,23 @@ void fill(moela_model& model, const moela_weight_desc& desc, const moela_weight_
   moela_device& device = *model.device;
   const int64_t row_bytes = desc.cols * dtype_bytes(desc.dtype);
   const int64_t tasks_a_part = (desc.rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
+  // All places are checked before anything is allocated by the sizes they are said to have.
+  std::vector<Source> sources;
+  for (int32_t p = 0; p < desc.count; p++) {
+    sources.push_back(parts[p].file < 0 ? Source{} : source_of(model, desc, parts[p]));
+  }
+  weight.memory = Block(desc.count * desc.rows * row_bytes, "weights");
   std::lock_guard lock(device.mutex);
-  for (auto& scratch : device.scratch) scratch.get(desc.cols);
+  const bool converts = std::any_of(parts, parts + desc.count,
+                                    [](const moela_weight_part& part) { return part.file >= 0; });
+  if (converts) {
+    for (auto& scratch : device.scratch) scratch.get(desc.cols);
+  }
   for (int32_t p = 0; p < desc.count; p++) {
     char* out = weight.memory.data() + p * desc.rows * row_bytes;
     weight.view.parts.push_back(out);
     const bool generated = parts[p].file < 0;
-    const Source source = generated ? Source{} : source_of(model, desc, parts[p]);
+    const Source& source = sources[p];
     device.threads->parallel_for(tasks_a_part, [&](int64_t task, int thread) {
       if (progress.cancelled()) return;
       const int64_t begin = task * ROWS_PER_TASK;
@@ -175,7 +191,6 @@ int32_t moela_model_add_weight(moela_model* model, const moela_weight_desc* desc
       }
       weight.mapped_bytes = bytes;
     } else {
-      weight.memory = Block(bytes, "weights");
       fill(*model, *desc, parts, weight, Progress{control});
     }
     model->weights.push_back(std::move(weight));
@@ -193,7 +208,7 @@ int32_t moela_model_add_constant(moela_model* model, int32_t dtype, int32_t coun
     require(dtype == MOELA_F32 || dtype == MOELA_BF16 || dtype == MOELA_I32 || dtype == MOELA_F64,
             "constants are f32, bf16, i32 or f64");
     require(count > 0 && rows > 0 && cols > 0 && count <= 65536 && rows <= INT32_MAX &&
-                cols <= INT32_MAX && bytes / rows / cols <= INT32_MAX,
+                cols <= INT32_MAX && count <= MAX_ELEMENTS / rows / cols,
             "constant is empty or too large");
     const uint64_t part = static_cast<uint64_t>(rows * cols * dtype_bytes(dtype));
     require(bytes == part * count, "constant's bytes do not fit its shape");

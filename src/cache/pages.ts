@@ -7,8 +7,47 @@ export interface PagePoolOptions {
   layers: number;
   kv_lora_rank: number;
   qk_rope_head_dim: number;
-  /** Bytes that the pages may take. */
-  bytes: number;
+}
+
+/** The bytes that all pools of a model share. */
+export class PageBudget {
+  /** Bytes of all pages. */
+  readonly bytes: number;
+  readonly #pools: PagePool[] = [];
+
+  constructor(bytes: number) {
+    this.bytes = bytes;
+  }
+
+  join(pool: PagePool) {
+    this.#pools.push(pool);
+  }
+
+  /** Bytes that no page takes. */
+  get free(): number {
+    return this.#pools.reduce(
+      (free, { held, idle, pageBytes }) => free - (held + idle) * pageBytes,
+      this.bytes,
+    );
+  }
+
+  /** Bytes of pages that only keep prefixes. */
+  get idle(): number {
+    return this.#pools.reduce(
+      (sum, { idle, pageBytes }) => sum + idle * pageBytes,
+      0,
+    );
+  }
+
+  /** Has idle pages given up, of `first` before those of other pools. */
+  reclaim(bytes: number, first: PagePool) {
+    const others = this.#pools.filter((pool) => pool !== first);
+    for (const pool of [first, ...others]) {
+      const missing = bytes - this.free;
+      if (missing <= 0) return;
+      pool.reclaim?.(Math.ceil(missing / pool.pageBytes));
+    }
+  }
 }
 
 /** Address space that one pool reserves at most, in bytes. */
@@ -26,24 +65,27 @@ export class PagePool {
   /** Asked to give kept pages up when none are free: at least so many, if it can. */
   reclaim: ((count: number) => void) | undefined;
   readonly #model: NativeModel;
+  readonly #budget: PageBudget;
   readonly #holders: number[] = [];
   readonly #kept: boolean[] = [];
   readonly #free: number[] = [];
   #used = 0;
   #idle = 0;
 
-  constructor(model: NativeModel, options: PagePoolOptions) {
-    const { dtype, layers, kv_lora_rank, qk_rope_head_dim, bytes } = options;
+  constructor(
+    model: NativeModel,
+    budget: PageBudget,
+    options: PagePoolOptions,
+  ) {
+    const { dtype, layers, kv_lora_rank, qk_rope_head_dim } = options;
     const elements = layers * (kv_lora_rank + qk_rope_head_dim) * PAGE_TOKENS;
     const pageBytes = elements * (dtype === "f32" ? 4 : 2);
     this.#model = model;
-    this.maxPages = Math.max(
-      1,
-      Math.min(
-        Math.floor(bytes / pageBytes),
-        Math.floor(MAX_RESERVED / pageBytes),
-        2 ** 31 - 1,
-      ),
+    this.#budget = budget;
+    const most = Math.min(budget.bytes, MAX_RESERVED);
+    this.maxPages = Math.min(
+      Math.max(Math.floor(most / pageBytes), 1),
+      2 ** 31 - 1,
     );
     this.id = model.addPool({
       dtype,
@@ -53,6 +95,7 @@ export class PagePool {
       max_pages: this.maxPages,
     });
     this.pageBytes = model.pageBytes(this.id);
+    budget.join(this);
   }
 
   /** Pages that timelines hold. */
@@ -67,23 +110,25 @@ export class PagePool {
 
   /** Pages that can still be taken. */
   get available(): number {
-    return this.maxPages - this.held;
+    const { free, idle } = this.#budget;
+    const affordable = Math.floor((free + idle) / this.pageBytes);
+    return Math.min(affordable, this.maxPages - this.held);
   }
 
   /** Takes `count` pages, or none and throws. */
   take(count: number): number[] {
-    const missing = count - (this.maxPages - this.#used);
-    if (missing > 0 && count <= this.available) this.reclaim?.(missing);
-    if (count > this.maxPages - this.#used) {
+    const { available } = this;
+    if (count > available) {
       throw new OutOfMemoryError(
         `Cannot extend the cache: ${count} pages of ${this.pageBytes} bytes are needed, ` +
-          `and ${this.available} are free; cacheBytes sets how many there are`,
+          `and ${available} are free; cacheBytes sets how many there are`,
         {
           bytesAsked: count * this.pageBytes,
-          bytesFree: this.available * this.pageBytes,
+          bytesFree: available * this.pageBytes,
         },
       );
     }
+    this.#budget.reclaim(count * this.pageBytes, this);
     const pages: number[] = [];
     for (let i = 0; i < count; i++) {
       const page = this.#free.pop() ?? this.#holders.length;

@@ -14,6 +14,7 @@ import {
   LOGITS_ROWS,
   MIXED_ROWS,
 } from "../generate/engine.ts";
+import { CacheStore } from "../cache/store.ts";
 import { Tokenizer } from "../text/tokenizer.ts";
 import {
   bindWeights,
@@ -168,6 +169,7 @@ export async function buildModel(
         signal?.throwIfAborted();
       },
     });
+    const weightsType = weights.layers[0].kvB.dtype;
     const { bytes: total } = parts;
     const keepAll = parts.keepAll ?? false;
     const decode = recordModel(config, weights, "absorbed");
@@ -196,10 +198,15 @@ export async function buildModel(
       engine,
       programs,
       recorded: mixed,
-      weightsType: weights.layers[0].kvB.dtype,
-      fingerprint: once(parts.fingerprint),
-      prefixCacheBytes: options.prefixCacheBytes ?? Infinity,
-      cacheBytes: options.cacheBytes ?? Math.floor(free / 2),
+      weightsType,
+      caches: new CacheStore({
+        config,
+        native,
+        weightsType,
+        fingerprint: once(parts.fingerprint),
+        prefixCacheBytes: options.prefixCacheBytes ?? Infinity,
+        cacheBytes: options.cacheBytes ?? Math.floor(free / 2),
+      }),
     });
     return model;
   } catch (error) {

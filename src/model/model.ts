@@ -1,10 +1,7 @@
 import type { NativeDevice, NativeModel } from "../../ffi/mod.ts";
-import { Cache, type CacheType } from "../cache/cache.ts";
-import { type CacheIdentity, loadTimeline, savedType } from "../cache/file.ts";
-import { toPath } from "../cache/path.ts";
-import { PagePool } from "../cache/pages.ts";
-import { PrefixCache } from "../cache/prefix.ts";
-import { Timeline } from "../cache/timeline.ts";
+import { Cache } from "../cache/cache.ts";
+import type { CacheOptions, CacheStore } from "../cache/store.ts";
+import type { Timeline } from "../cache/timeline.ts";
 import { DisposedError } from "../errors.ts";
 import type { Engine } from "../generate/engine.ts";
 import { ForwardTask, ScoreTask } from "../generate/forward.ts";
@@ -31,20 +28,9 @@ export interface ModelInternals {
   programs: { decode: number; mixed: number };
   /** What the mixed program was recorded from. */
   recorded: RecordedModel;
-  /** Digest of config and weights, computed when it is first needed. */
-  fingerprint: () => Promise<string>;
+  caches: CacheStore;
   /** Type that the weights run in. */
   weightsType: string;
-  cacheBytes: number;
-  prefixCacheBytes: number;
-}
-
-/** Options of `model.createCache()`. */
-export interface CacheOptions {
-  /** Tokens to reserve pages for; it grows to the model's maximum when absent. */
-  capacity?: number;
-  /** Element type; "auto" (default): f32 when the weights run in f32, else bf16. */
-  type?: "auto" | CacheType;
 }
 
 /** Options of `model.forward()` and `model.score()`. */
@@ -74,9 +60,6 @@ export class Model implements Disposable, AsyncDisposable {
   /** The parsed config under the names of `config.json`. */
   readonly config: ModelConfig;
   readonly #internals: ModelInternals;
-  readonly #pools = new Map<CacheType, PagePool>();
-  readonly #prefixes = new Map<PagePool, PrefixCache>();
-  readonly #caches = new Set<Cache>();
   #closing: Promise<void> | undefined;
 
   /** @ignore made by `loadModel()` */
@@ -125,40 +108,11 @@ export class Model implements Disposable, AsyncDisposable {
   memory(): MemoryUse {
     const { native } = this.#open("tell the memory");
     const memory = native.memory();
-    let caches = 0, prefixCache = 0;
-    for (const { held, idle, pageBytes } of this.#pools.values()) {
-      caches += held * pageBytes;
-      prefixCache += idle * pageBytes;
-    }
     return {
       weights: memory.weightsPrivate + memory.weightsMapped,
-      caches,
-      prefixCache,
+      ...this.#internals.caches.bytes,
       workspace: memory.workspace,
     };
-  }
-
-  #pool(type: CacheType): PagePool {
-    const { config, native, cacheBytes, prefixCacheBytes } = this.#internals;
-    let pool = this.#pools.get(type);
-    if (!pool) {
-      pool = new PagePool(native, {
-        dtype: type,
-        layers: config.num_hidden_layers,
-        kv_lora_rank: config.kv_lora_rank,
-        qk_rope_head_dim: config.qk_rope_head_dim,
-        bytes: cacheBytes,
-      });
-      this.#pools.set(type, pool);
-      const pages = Math.floor(prefixCacheBytes / pool.pageBytes);
-      if (pages > 0) this.#prefixes.set(pool, new PrefixCache(pool, pages));
-    }
-    return pool;
-  }
-
-  #cacheType(type: "auto" | CacheType = "auto"): CacheType {
-    if (type !== "auto") return type;
-    return this.#internals.weightsType === "f32" ? "f32" : "bf16";
   }
 
   /**
@@ -168,66 +122,7 @@ export class Model implements Disposable, AsyncDisposable {
    * are not free
    */
   createCache(options: CacheOptions = {}): Cache {
-    this.#open("create a cache");
-    const maximum = this.config.max_position_embeddings;
-    const { capacity, type } = options;
-    const prefix = "Cannot create a cache";
-    if (type !== undefined && !["auto", "f32", "bf16"].includes(type)) {
-      const error = typeof type === "string" ? RangeError : TypeError;
-      throw new error(
-        `${prefix}: type is ${type}, and must be one of auto, f32, bf16`,
-      );
-    }
-    if (capacity !== undefined) {
-      if (typeof capacity !== "number") {
-        throw new TypeError(
-          `${prefix}: capacity is ${capacity}, and must be a number of tokens`,
-        );
-      }
-      const inside = capacity >= 1 && capacity <= maximum;
-      if (!Number.isInteger(capacity) || !inside) {
-        throw new RangeError(
-          `${prefix}: capacity is ${capacity}, and must be an integer in [1, ${maximum}]`,
-        );
-      }
-    }
-    const chosen = this.#cacheType(type);
-    const timeline = new Timeline(this.#pool(chosen), capacity);
-    return new Cache({
-      owner: this.#owner,
-      timeline,
-      type: chosen,
-      capacity: capacity ?? maximum,
-    });
-  }
-
-  readonly #owner = (() => {
-    const disposed = () => this.#closing !== undefined;
-    return {
-      get disposed() {
-        return disposed();
-      },
-      bytesPerToken: (type: CacheType) => {
-        const { num_hidden_layers, kv_lora_rank, qk_rope_head_dim } =
-          this.config;
-        const elements = num_hidden_layers * (kv_lora_rank + qk_rope_head_dim);
-        return elements * (type === "f32" ? 4 : 2);
-      },
-      identity: (type: CacheType) => this.#identity(type),
-      adopt: (cache: Cache) => this.#caches.add(cache),
-      forget: (cache: Cache) => this.#caches.delete(cache),
-    };
-  })();
-
-  async #identity(type: CacheType): Promise<CacheIdentity> {
-    const { fingerprint, weightsType } = this.#internals;
-    const { num_hidden_layers, kv_lora_rank, qk_rope_head_dim } = this.config;
-    return {
-      model: await fingerprint(),
-      weights: weightsType,
-      type,
-      shape: [num_hidden_layers, kv_lora_rank + qk_rope_head_dim],
-    };
+    return this.#open("create a cache").caches.create(options);
   }
 
   /**
@@ -237,57 +132,7 @@ export class Model implements Disposable, AsyncDisposable {
    * `Deno.errors.NotFound`; OutOfMemoryError
    */
   async loadCache(path: string | URL): Promise<Cache> {
-    const what = "load the cache";
-    this.#open(what);
-    const source = toPath(path, what);
-    const type = await savedType(source);
-    const identity = await this.#identity(type);
-    this.#open(what);
-    const timeline = new Timeline(this.#pool(type));
-    const { max_position_embeddings, vocab_size } = this.config;
-    try {
-      const limits = { vocab_size, maximum: max_position_embeddings };
-      await loadTimeline(source, timeline, identity, limits);
-      this.#open(what);
-    } catch (error) {
-      timeline.dispose();
-      throw error;
-    }
-    const capacity = max_position_embeddings;
-    return new Cache({ owner: this.#owner, timeline, type, capacity });
-  }
-
-  /** Takes a timeline for a call: the given cache's, or one that goes away with the call. */
-  #timelineFor(cache: Cache | undefined, what: string, task: () => Task) {
-    if (cache === undefined) {
-      const timeline = new Timeline(this.#pool(this.#cacheType()));
-      return { timeline, release: () => timeline.dispose() };
-    }
-    if (!(cache instanceof Cache) || !this.#caches.has(cache)) {
-      if (cache instanceof Cache) {
-        // A disposed cache says so itself.
-        void cache.length;
-        throw new TypeError(`Cannot ${what}: cache belongs to another model`);
-      }
-      throw new TypeError(
-        `Cannot ${what}: cache is ${cache}, and must be made by createCache()`,
-      );
-    }
-    const ended = Promise.withResolvers<void>();
-    const { timeline, release } = cache.acquire(what, () => {
-      const reason = new DisposedError(
-        `Cannot ${what}: the cache was disposed`,
-      );
-      this.#internals.engine.cancel(task(), reason);
-      return ended.promise;
-    });
-    return {
-      timeline,
-      release: () => {
-        release();
-        ended.resolve();
-      },
-    };
+    return await this.#open("load the cache").caches.load(path);
   }
 
   /** Cancels the task when the signal aborts; returns what ends the listening. */
@@ -356,7 +201,7 @@ export class Model implements Disposable, AsyncDisposable {
       settle: PromiseWithResolvers<Float32Array>,
     ) => Task,
   ): Promise<Float32Array> {
-    const { engine } = this.#open(what);
+    const { engine, caches } = this.#open(what);
     const { cache, signal } = options;
     signal?.throwIfAborted();
     const maximum = cache instanceof Cache
@@ -365,10 +210,10 @@ export class Model implements Disposable, AsyncDisposable {
     const ids = checkTokens(tokens, what, this.config.vocab_size);
     const settle = Promise.withResolvers<Float32Array>();
     let task: Task | undefined = undefined;
-    const { timeline, release } = this.#timelineFor(
+    const { timeline, release } = caches.hold(
       cache,
       what,
-      () => task as Task,
+      (reason) => engine.cancel(task as unknown as Task, reason),
     );
     try {
       if (timeline.length + ids.length > maximum) {
@@ -402,9 +247,8 @@ export class Model implements Disposable, AsyncDisposable {
     input: string | readonly number[] | readonly Message[],
     options: GenerateOptions = {},
   ): Generation {
-    const { engine, tokenizer, generationConfig, eosTokenIds } = this.#open(
-      "generate",
-    );
+    const { engine, caches, tokenizer, generationConfig, eosTokenIds } = this
+      .#open("generate");
     const { vocab_size, max_position_embeddings } = this.config;
     const resolved = resolveOptions(options, {
       vocab_size,
@@ -423,15 +267,13 @@ export class Model implements Disposable, AsyncDisposable {
       );
     }
     let task: GenerateTask | undefined = undefined;
-    const held = this.#timelineFor(
-      cache,
-      "generate",
-      () => task as unknown as GenerateTask,
-    );
+    const cancel = (reason: unknown) =>
+      engine.cancel(task as unknown as GenerateTask, reason);
+    const held = caches.hold(cache, "generate", cancel);
     const { timeline } = held;
     // Requests without a cache of their own share what finished ones left.
     const prefix = cache === undefined && options.reusePrefix !== false
-      ? this.#prefixes.get(timeline.pool)
+      ? caches.prefixOf(timeline)
       : undefined;
     if (prefix) timeline.adopt(prompt, prefix.find(prompt));
     const cachedTokens = Math.min(
@@ -443,7 +285,7 @@ export class Model implements Disposable, AsyncDisposable {
     const stream = new GenerationStream({
       hasText: tokenizer !== undefined,
       stop: () => {
-        engine.cancel(task as unknown as GenerateTask, ABORTED);
+        cancel(ABORTED);
         return settled.promise;
       },
     });
@@ -503,8 +345,7 @@ export class Model implements Disposable, AsyncDisposable {
 
   /** Gives the memory of kept prefixes back. */
   clearPrefixCache(): void {
-    this.#open("clear the prefix cache");
-    for (const prefix of this.#prefixes.values()) prefix.clear();
+    this.#open("clear the prefix cache").caches.clearPrefixes();
   }
 
   /**
@@ -527,11 +368,10 @@ export class Model implements Disposable, AsyncDisposable {
 
   #close(): Promise<void> {
     return this.#closing ??= (async () => {
-      const { engine, native, device } = this.#internals;
+      const { engine, caches, native, device } = this.#internals;
+      caches.close();
       await engine.close(new DisposedError("The model was disposed"));
-      await Promise.all(
-        [...this.#caches].map((cache) => cache[Symbol.asyncDispose]()),
-      );
+      await caches.dispose();
       native[Symbol.dispose]();
       device[Symbol.dispose]();
     })();

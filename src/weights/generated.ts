@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { ModelConfig } from "../model/config.ts";
+import { type ModelConfig, routerScaling } from "../model/config.ts";
 
 const FNV_OFFSET = 0xcbf29ce484222325n;
 const FNV_PRIME = 0x100000001b3n;
@@ -53,7 +53,7 @@ const SWIGLU_GAIN = 1.68;
 /**
  * Spread of a tensor's elements. A matrix maps inputs of root mean square 1 to outputs like them;
  * one that adds to the residual stream is smaller by the root of how many do, so that the stream
- * grows to two or three times its size at most, through any number of layers.
+ * grows to no more than twice its size, through any number of layers.
  *
  * @param name the tensor's name in a checkpoint; experts of a layer have one spread
  * @param shape `[out, in]` or `[n]`, as stored
@@ -68,12 +68,13 @@ export function generatedSpread(
   if (name === "model.embed_tokens.weight") return EMBEDDING;
   const deviation = shape[shape.length - 1] ** -0.5;
   const residual = (2 * config.num_hidden_layers) ** -0.5;
-  const gain = name.endsWith(".mlp.gate.weight")
-    ? ROUTER_GAIN
-    : name.endsWith(".o_proj.weight")
-    ? residual
-    : name.endsWith(".down_proj.weight")
-    ? residual * SWIGLU_GAIN
-    : 1;
+  let gain = 1;
+  if (name.endsWith(".mlp.gate.weight")) gain = ROUTER_GAIN;
+  if (name.endsWith(".o_proj.weight")) gain = residual;
+  if (name.endsWith(".down_proj.weight")) gain = residual * SWIGLU_GAIN;
+  // The chosen experts add up to one, as if each had the same share of the router's factor.
+  if (name.includes(".experts.") && name.endsWith(".down_proj.weight")) {
+    gain *= Math.sqrt(config.num_experts_per_tok) / routerScaling(config).scale;
+  }
   return { mean: 0, deviation: deviation * gain };
 }

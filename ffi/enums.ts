@@ -1,7 +1,7 @@
 /** The constants of csrc/include/moela.h. */
 
 /** What this code was written for; the library must say the same. */
-export const ABI_VERSION = 1;
+export const ABI_VERSION = 2;
 
 /** `MOELA_PAGE_TOKENS`: tokens in a page of the cache. */
 export const PAGE_TOKENS = 64;
@@ -86,5 +86,6 @@ export const ControlWord = {
   done: 2,
   steps: 3,
   yield: 4,
+  masks: 5,
   words: 8,
 } as const;

@@ -138,6 +138,8 @@ export interface NativeStep {
   entryWords?: number;
   /** Steps to run, each fed with what the one before drew; default 1. */
   steps?: number;
+  /** The masks in `aux` are written while the step runs: see `masks_follow`. */
+  masksFollow?: boolean;
   /** `ControlWord.words` words in shared memory. */
   control: Int32Array<SharedArrayBuffer>;
 }
@@ -523,6 +525,7 @@ export class NativeModel implements Disposable {
       n_aux: step.aux?.length ?? 0,
       entry_words: step.entryWords ?? 4,
       steps: step.steps ?? 1,
+      masks_follow: step.masksFollow ? 1 : 0,
     });
     const status = await this.#symbols.moela_model_run(
       this.handle,
@@ -550,6 +553,7 @@ export class NativeModel implements Disposable {
     seen: number,
     timeoutMs: number,
   ): Promise<number> {
+    checkRoom("wait", "control", control, ControlWord.words);
     return this.#symbols.moela_wait(control, seen, timeoutMs);
   }
 

@@ -140,7 +140,7 @@ export const Step = new Struct("moela_step", {
   n_aux: "i32",
   entry_words: "i32",
   steps: "i32",
-  reserved: "i32",
+  masks_follow: "i32",
 });
 
 /** Every struct, for the check against the library. */

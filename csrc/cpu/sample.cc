@@ -26,6 +26,16 @@ int32_t argmax(int64_t vocab, const float* x) {
   return static_cast<int32_t>(best);
 }
 
+// The largest of those that a mask allows, whatever its value.
+int32_t likeliest_allowed(int64_t vocab, const float* x, const int32_t* mask) {
+  int64_t best = -1;
+  for (int64_t t = 0; t < vocab; t++) {
+    const bool allowed = (static_cast<uint32_t>(mask[t / 32]) >> (t % 32)) & 1;
+    if (allowed && (best < 0 || x[t] > x[best])) best = t;
+  }
+  return static_cast<int32_t>(best < 0 ? 0 : best);
+}
+
 // Adding standard Gumbel noise to logits and taking the largest draws from their softmax.
 int32_t draw(uint64_t seed, int32_t index, int64_t n, const Candidate* kept) {
   // The most likely one first: what cannot beat it even with the largest noise needs none.
@@ -95,10 +105,14 @@ void sample(Context& context, int64_t vocab, const float* in) {
       process_logits(input, vocab, logits, x, ids);
       processed = x;
     }
-    const int32_t token =
+    int32_t token =
         s.temperature == 0
             ? argmax(vocab, processed)
             : draw(s.seed, s.index + step.n_drawn, filter(s, vocab, processed, kept), kept);
+    // A mask wins over whatever forbids all that it allows.
+    if (s.mask >= 0 && !(processed[token] > -std::numeric_limits<float>::infinity())) {
+      token = likeliest_allowed(vocab, logits, step.aux + s.mask);
+    }
     const int32_t* stop = step.aux + s.stop;
     int32_t* entry = step.entries_out + row * step.entry_words;
     entry[0] = step.first_sampling + static_cast<int32_t>(row);

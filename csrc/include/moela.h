@@ -33,7 +33,7 @@ extern "C" {
 /* ---- version ------------------------------------------------------------------------------- */
 
 /* Raised whenever a struct, an enum or a signature here changes. */
-#define MOELA_ABI_VERSION 1
+#define MOELA_ABI_VERSION 2
 
 MOELA_API uint32_t moela_abi_version(void);
 /* Writes the hash of the sources this library was built from, zero-terminated. */
@@ -414,7 +414,9 @@ typedef struct moela_step {
   int32_t steps;        /* > 1: each drawn token is fed back as the next step's row, so every
                          * segment has one row, every row is sampled, and pages cover the steps.
                          * A sequence that drew a stop token sits the rest out. */
-  int32_t reserved;
+  int32_t masks_follow; /* 1: the masks in aux are still being written. Sampling waits until
+                         * control[MOELA_CONTROL_MASKS] != 0, so that the caller computes them
+                         * while the layers run. Needs control and steps == 1. */
 } moela_step;
 
 /* Words of `control` (int32, may lie in shared memory). */
@@ -423,6 +425,7 @@ typedef struct moela_step {
 #define MOELA_CONTROL_DONE 2    /* 1 when the call has ended, whatever its status */
 #define MOELA_CONTROL_STEPS 3   /* steps completed: each has written every one of its rows' cache */
 #define MOELA_CONTROL_YIELD 4   /* the caller sets it: the call ends, well, after the step at hand */
+#define MOELA_CONTROL_MASKS 5   /* the caller sets it: the masks in aux are complete */
 #define MOELA_CONTROL_WORDS 8
 
 /*

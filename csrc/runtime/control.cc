@@ -3,6 +3,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <thread>
 
 namespace moela {
 namespace {
@@ -38,6 +39,15 @@ void Control::publish(int32_t entries, int32_t steps) {
 }
 
 bool Control::yields() const { return words_ && load(words_ + MOELA_CONTROL_YIELD) != 0; }
+
+bool Control::wait_for_masks() const {
+  // The caller cannot wake us, and the masks are nearly always there already.
+  for (int spins = 0; load(words_ + MOELA_CONTROL_MASKS) == 0; spins++) {
+    if (load(words_ + MOELA_CONTROL_CANCEL) != 0) return false;
+    if (spins > 100) std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+  return true;
+}
 
 }  // namespace moela
 

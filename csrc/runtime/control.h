@@ -18,6 +18,8 @@ class Control {
   void publish(int32_t entries, int32_t steps);
   // Whether the caller wants the call to end after the step at hand.
   bool yields() const;
+  // Waits until the caller has written its masks; false when it cancels instead.
+  bool wait_for_masks() const;
 
  private:
   int32_t* words_;

@@ -97,6 +97,7 @@ void check(const moela_model& model, const Program& program, const Arguments& a)
                                    program.samples),
           "sampling lacks an argument");
   check_samplings(program, a);
+  require(!step.masks_follow || (a.control && step.steps == 1), "masks that follow need control");
   if (step.steps > 1) {
     require(step.n_segments == step.n_rows && step.n_sampling == step.n_rows &&
                 step.n_absorbed == step.n_rows && !a.logits && !a.targets,
@@ -172,6 +173,9 @@ class Runner {
                     reinterpret_cast<const std::atomic<int32_t>*>(a_.control)};
     const int32_t n_ops = static_cast<int32_t>(program_.ops.size());
     replay(0, program_.tail, context);
+    if (a_.step->masks_follow && !control_.wait_for_masks()) {
+      throw Error(MOELA_ERR_CANCELLED, "the step was cancelled");
+    }
     const int32_t n_logits = static_cast<int32_t>(logit_rows_.size());
     const int64_t vocab = program_.vocab_out;
     for (int32_t begin = 0; begin < n_logits; begin += program_.desc.max_logits) {

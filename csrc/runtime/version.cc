@@ -93,7 +93,7 @@ std::string describe() {
     STRUCT(moela_step)
     FIELD(size) FIELD(program) FIELD(n_rows) FIELD(n_absorbed) FIELD(n_segments) FIELD(n_pages)
     FIELD(n_logits) FIELD(n_sampling) FIELD(n_aux) FIELD(entry_words) FIELD(steps)
-    FIELD(reserved)
+    FIELD(masks_follow)
   }
   return layouts.end();
 }

@@ -239,6 +239,10 @@ export class Engine {
         control: this.#control,
         ...step,
       });
+      if (step.masksFollow) {
+        step.fillMasks();
+        Atomics.store(this.#control, ControlWord.masks, 1);
+      }
       if (steps > 1) await follow(native, this.#control, run, tracker);
       else await run;
     } catch (thrown) {

@@ -17,6 +17,8 @@ export interface Assembled extends Omit<NativeStep, "program" | "control"> {
   parts: readonly Part[];
   /** What part `i` asked for. */
   resultOf(i: number): RowResult;
+  /** Computes the masks of the draws, each into its place; the step waits for them. */
+  fillMasks(): void;
   /** The entry at `index`: whose draw, and what. `part` is undefined for rows that draw nothing. */
   entry(index: number): { part: number | undefined; draw: Draw };
 }
@@ -51,9 +53,9 @@ export function assemble(
     }
   });
   const draws = requests.some((request) => request.sampling);
-  const { sampling, aux } = draws
-    ? layOutSampling(requests)
-    : { sampling: undefined, aux: undefined };
+  const { sampling, aux, masks } = draws
+    ? layOutSampling(requests, vocab_size)
+    : { sampling: undefined, aux: undefined, masks: [] };
   const top = Math.max(0, ...(sampling ?? []).map((s) => s.top_logprobs ?? 0));
   const entryWords = 4 + 2 * top;
   const entries = draws
@@ -90,6 +92,12 @@ export function assemble(
     entries,
     entryWords,
     steps,
+    masksFollow: masks.length > 0,
+    fillMasks() {
+      for (const { at, fill } of masks) {
+        fill((aux as Int32Array).subarray(at, at + maskWords(vocab_size)));
+      }
+    },
     resultOf(i) {
       const count = requests[i].logitRows.length;
       const first = firstOf(i);
@@ -160,8 +168,14 @@ const floatBits = (() => {
   };
 })();
 
-function layOutSampling(requests: readonly RowRequest[]) {
+const maskWords = (vocab_size: number) => Math.ceil(vocab_size / 32);
+
+function layOutSampling(
+  requests: readonly RowRequest[],
+  vocab_size: number,
+) {
   const aux: number[] = [];
+  const masks: { at: number; fill: (words: Int32Array) => void }[] = [];
   const sampling: SamplingValues[] = [];
   requests.forEach((request, part) => {
     request.logitRows.forEach((_, i) => {
@@ -180,9 +194,14 @@ function layOutSampling(requests: readonly RowRequest[]) {
       }
       const stop = aux.length;
       aux.push(...draw.stop);
+      const mask = draw.mask ? aux.length : -1;
+      if (draw.mask) {
+        masks.push({ at: mask, fill: draw.mask });
+        for (let i = maskWords(vocab_size); i > 0; i--) aux.push(0);
+      }
       sampling.push({
         ...draw.values,
-        mask: -1,
+        mask,
         history,
         n_prompt: prompt.length,
         n_output: output.length,
@@ -194,7 +213,7 @@ function layOutSampling(requests: readonly RowRequest[]) {
       });
     });
   });
-  return { sampling, aux: Int32Array.from(aux) };
+  return { sampling, aux: Int32Array.from(aux), masks };
 }
 
 function readDraw(

@@ -25,6 +25,8 @@ export interface SamplingRequest {
   history: { prompt: readonly number[]; output: readonly number[] };
   bias: readonly (readonly [token: number, bias: number])[];
   stop: readonly number[];
+  /** Sets the bits of the tokens that are allowed, while the layers run. */
+  mask?: (words: Int32Array) => void;
 }
 
 /** What a step gave for the rows that asked. */

@@ -8,7 +8,13 @@ import {
 import { createRequire } from "node:module";
 import { CheckpointError, NativeError } from "../src/errors.ts";
 import { WasmEncoder } from "../src/text/wasm.ts";
-import { bundleTokenizer, transform } from "../src/text/bundle.ts";
+import {
+  bundleGrammar,
+  bundleTokenizer,
+  TOKENIZERS,
+  transform,
+  XGRAMMAR,
+} from "../src/text/bundle.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const EXPECTED = [0, 41, 1920, 13, 1040, 2];
@@ -115,47 +121,57 @@ Deno.test("WasmEncoder.open() tells why the library refuses a file", async () =>
   assertStringIncludes(error.message, "Error(");
 });
 
-Deno.test("transform() refuses another version of the package", async () => {
-  const require = createRequire(import.meta.url);
-  const source = await Deno.readTextFile(
-    require.resolve("@mlc-ai/web-tokenizers"),
-  );
-  const { script, wasm } = transform(source);
-  assertStringIncludes(script, "export function create(log)");
-  assert(WebAssembly.validate(wasm));
-  const without = (text: string) => source.replaceAll(text, "");
-  for (
-    const [changed, what] of [
-      [
-        without("var binding = null;"),
-        "the start of the runtime was found 0 times",
-      ],
-      [without('typeof importScripts=="function"'), "the worker flag"],
-      [source + source, "2 embedded binaries"],
-      ["", "0 embedded binaries"],
-    ]
-  ) {
-    assertThrows(() => transform(changed), Error, what);
-  }
-});
+for (
+  const { of, start } of [
+    { of: TOKENIZERS, start: "var binding = null;" },
+    { of: XGRAMMAR, start: "let binding = null;" },
+  ]
+) {
+  Deno.test(`transform() refuses another version of ${of.name}`, async () => {
+    await of.info();
+    const require = createRequire(import.meta.url);
+    const source = await Deno.readTextFile(require.resolve(of.name));
+    const { script, wasm } = transform(source, of);
+    assertStringIncludes(script, "export function create(log)");
+    assert(WebAssembly.validate(wasm));
+    const without = (text: string) => source.replaceAll(text, "");
+    for (
+      const [changed, what] of [
+        [without(start), "the start of the runtime was found 0 times"],
+        [without('typeof importScripts=="function"'), "the worker flag"],
+        [source + source, "2 embedded binaries"],
+        ["", "0 embedded binaries"],
+      ]
+    ) {
+      assertThrows(() => transform(changed, of), Error, what);
+    }
+  });
+}
 
-Deno.test("bundleTokenizer() writes once, and again when the file is another", async () => {
-  const folder = await Deno.makeTempDir();
-  const out = new URL(`file://${folder}/build/`);
-  const file = new URL("tokenizers.js", out);
-  try {
-    await bundleTokenizer(out);
-    const made = await Deno.readTextFile(file);
-    await Deno.utime(file, 1, 1);
-    await bundleTokenizer(out);
-    assertEquals((await Deno.stat(file)).mtime?.getTime(), 1000);
-    await Deno.writeTextFile(file, "// another");
-    await bundleTokenizer(out);
-    assertEquals(await Deno.readTextFile(file), made);
-    await Deno.remove(new URL("tokenizers.wasm", out));
-    await bundleTokenizer(out);
-    assertEquals([...Deno.readDirSync(out)].length, 2);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
-});
+for (
+  const { name, bundle } of [
+    { name: "tokenizers", bundle: bundleTokenizer },
+    { name: "xgrammar", bundle: bundleGrammar },
+  ]
+) {
+  Deno.test(`bundle() writes ${name} once, and again when the file is another`, async () => {
+    const folder = await Deno.makeTempDir();
+    const out = new URL(`file://${folder}/build/`);
+    const file = new URL(`${name}.js`, out);
+    try {
+      await bundle(out);
+      const made = await Deno.readTextFile(file);
+      await Deno.utime(file, 1, 1);
+      await bundle(out);
+      assertEquals((await Deno.stat(file)).mtime?.getTime(), 1000);
+      await Deno.writeTextFile(file, "// another");
+      await bundle(out);
+      assertEquals(await Deno.readTextFile(file), made);
+      await Deno.remove(new URL(`${name}.wasm`, out));
+      await bundle(out);
+      assertEquals([...Deno.readDirSync(out)].length, 2);
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  });
+}

@@ -54,54 +54,61 @@ int64_t top_k(int64_t k, int64_t n, Candidate* kept) {
   return std::partition(kept + k, kept + n, [&](const Candidate& c) { return c.x == last; }) - kept;
 }
 
-double largest(int64_t n, const Candidate* kept) {
-  float found = NEVER;
-  for (int64_t i = 0; i < n; i++) found = std::max(found, kept[i].x);
-  return found;
-}
-
-double mass(int64_t n, const Candidate* kept, double shift) {
+double mass(int64_t n, const Candidate* kept) {
   double sum = 0;
-  for (int64_t i = 0; i < n; i++) sum += std::exp(kept[i].x - shift);
+  for (int64_t i = 0; i < n; i++) sum += std::exp(static_cast<double>(kept[i].x));
   return sum;
 }
 
-// Keeps tokens, most likely first, while the mass before them is below p: a heap gives them up one
-// by one, so that a peaked distribution is never sorted whole.
+// Moves to the front the candidates, in the order of `earlier`, whose mass before them is below
+// `limit`, and returns how many: at least one. Halves the range in question instead of sorting it.
+template <class Earlier, class Mass>
+int64_t take(double limit, int64_t n, Candidate* kept, const Earlier& earlier,
+             const Mass& mass_of) {
+  int64_t begin = 0, end = n;
+  double sum = 0;
+  while (end - begin > 64) {
+    const int64_t middle = begin + (end - begin) / 2;
+    std::nth_element(kept + begin, kept + middle, kept + end, earlier);
+    double half = 0;
+    for (int64_t i = begin; i < middle; i++) half += mass_of(kept[i]);
+    if (sum + half >= limit) {
+      end = middle;
+    } else {
+      sum += half;
+      begin = middle;
+    }
+  }
+  std::sort(kept + begin, kept + end, earlier);
+  while (begin < end && (begin == 0 || sum < limit)) sum += mass_of(kept[begin++]);
+  return begin;
+}
+
+// The three filters below get logits whose largest is 0.
+
+// Keeps tokens, most likely first, while the mass before them is below p.
 int64_t top_p(double p, int64_t n, Candidate* kept) {
   if (p >= 1) return n;
-  const auto after = [](const Candidate& a, const Candidate& b) { return before(b, a); };
-  const double shift = largest(n, kept);
-  const double limit = p * mass(n, kept, shift);
-  std::make_heap(kept, kept + n, after);
-  double sum = 0;
-  int64_t taken = 0;
-  while (taken < n && (taken == 0 || sum < limit)) {
-    std::pop_heap(kept, kept + n - taken, after);
-    taken++;
-    sum += std::exp(kept[n - taken].x - shift);
-  }
-  std::move(kept + n - taken, kept + n, kept);
-  return taken;
+  const double whole = mass(n, kept);
+  // All tokens below this together are less than what may be missing: none of them can be needed.
+  const double floor = std::log((1 - p) * whole / static_cast<double>(n)) - 1e-6;
+  n = std::partition(kept, kept + n, [&](const Candidate& c) { return c.x >= floor; }) - kept;
+  return take(p * whole, n, kept, before,
+              [](const Candidate& c) { return std::exp(static_cast<double>(c.x)); });
 }
 
 // Keeps what has at least p times the largest probability.
 int64_t min_p(double p, int64_t n, Candidate* kept) {
   if (p <= 0) return n;
-  const double shift = largest(n, kept);
-  return std::partition(kept, kept + n,
-                        [&](const Candidate& c) {
-                          return c.x == shift || std::exp(c.x - shift) >= p;
-                        }) -
-         kept;
+  const double floor = std::min(std::log(p), 0.0);
+  return std::partition(kept, kept + n, [&](const Candidate& c) { return c.x >= floor; }) - kept;
 }
 
 // Keeps tokens whose surprise is closest to the entropy while the mass before them is below p
 // (Meister et al., "Locally typical sampling", 2022).
 int64_t typical_p(double p, int64_t n, Candidate* kept) {
   if (p >= 1) return n;
-  const double shift = largest(n, kept);
-  const double normaliser = shift + std::log(mass(n, kept, shift));
+  const double normaliser = std::log(mass(n, kept));
   double entropy = 0;
   for (int64_t i = 0; i < n; i++) {
     const double surprise = normaliser - kept[i].x;
@@ -110,14 +117,26 @@ int64_t typical_p(double p, int64_t n, Candidate* kept) {
   const auto distance = [&](const Candidate& c) {
     return std::fabs(normaliser - c.x - entropy);
   };
-  std::sort(kept, kept + n, [&](const Candidate& a, const Candidate& b) {
+  const auto earlier = [&](const Candidate& a, const Candidate& b) {
     const double left = distance(a), right = distance(b);
     return left < right || (left == right && a.token < b.token);
-  });
-  double sum = 0;
-  int64_t taken = 0;
-  while (taken < n && (taken == 0 || sum < p)) sum += std::exp(kept[taken++].x - normaliser);
-  return taken;
+  };
+  return take(p, n, kept, earlier,
+              [&](const Candidate& c) { return std::exp(c.x - normaliser); });
+}
+
+// Logits less the largest, over the temperature, in double: no temperature is too small for it.
+int64_t scale(double temperature, int64_t n, Candidate* kept) {
+  float largest = NEVER;
+  for (int64_t i = 0; i < n; i++) largest = std::max(largest, kept[i].x);
+  int64_t left = 0;
+  for (int64_t i = 0; i < n; i++) {
+    const float x = kept[i].x == largest ? 0
+                                         : static_cast<float>((static_cast<double>(kept[i].x) -
+                                                               largest) / temperature);
+    if (x > NEVER) kept[left++] = {x, kept[i].token};
+  }
+  return left;
 }
 
 }  // namespace
@@ -148,18 +167,17 @@ void process_logits(const SamplingInput& input, int64_t vocab, const float* logi
 }
 
 int64_t filter(const moela_sampling& options, int64_t vocab, const float* x, Candidate* kept) {
-  const float inverse = 1 / options.temperature;
   int64_t n = 0;
   for (int64_t t = 0; t < vocab; t++) {
-    // A tiny temperature overflows to infinity; the largest float stands for it.
-    const float scaled = std::min(x[t] * inverse, std::numeric_limits<float>::max());
-    if (scaled > NEVER) kept[n++] = {scaled, static_cast<int32_t>(t)};
+    if (x[t] > NEVER) kept[n++] = {x[t], static_cast<int32_t>(t)};
   }
   if (n == 0) {
     kept[0] = {0, 0};
     return 1;
   }
+  // Before the division, which might round different logits to equal ones.
   n = top_k(options.top_k, n, kept);
+  n = scale(options.temperature, n, kept);
   n = top_p(options.top_p, n, kept);
   n = min_p(options.min_p, n, kept);
   return typical_p(options.typical_p, n, kept);
@@ -182,11 +200,11 @@ int32_t moela_filter(const moela_sampling* sampling, const int32_t* aux, int32_t
     std::vector<Candidate> kept(vocab);
     process_logits(input, vocab, logits, x.data(), ids.data());
     const int64_t n = filter(*sampling, vocab, x.data(), kept.data());
-    const double shift = largest(n, kept.data());
-    const double sum = mass(n, kept.data(), shift);
+    const double sum = mass(n, kept.data());
     std::fill(probabilities, probabilities + vocab, 0.0f);
     for (int64_t i = 0; i < n; i++) {
-      probabilities[kept[i].token] = static_cast<float>(std::exp(kept[i].x - shift) / sum);
+      const double power = std::exp(static_cast<double>(kept[i].x));
+      probabilities[kept[i].token] = static_cast<float>(power / sum);
     }
   });
 }

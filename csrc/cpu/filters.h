@@ -7,7 +7,7 @@
 
 namespace moela {
 
-// A token that is still in, with its logit over temperature.
+// A token that is still in, and its logit: after filter(), less the largest and over temperature.
 struct Candidate {
   float x;
   int32_t token;

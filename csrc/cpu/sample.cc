@@ -43,14 +43,18 @@ int32_t draw(uint64_t seed, int32_t index, int64_t n, const Candidate* kept) {
   for (const Candidate* c = kept; c < kept + n; c++) {
     if (c->x > likely->x) likely = c;
   }
-  double best = likely->x + gumbel(seed, index, likely->token);
+  double best = likely->x + gumbel(noise_word(seed, index, likely->token));
   int32_t token = likely->token;
+  uint32_t least = least_word(best - likely->x);
   for (const Candidate* c = kept; c < kept + n; c++) {
-    if (c->x + MAX_GUMBEL < best || c->token == likely->token) continue;
-    const double score = c->x + gumbel(seed, index, c->token);
+    if (c->x + MAX_GUMBEL < best || c == likely) continue;
+    const uint32_t word = noise_word(seed, index, c->token);
+    if (word < least) continue;
+    const double score = c->x + gumbel(word);
     if (score > best || (score == best && c->token < token)) {
       best = score;
       token = c->token;
+      least = least_word(best - likely->x);
     }
   }
   return token;

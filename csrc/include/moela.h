@@ -372,7 +372,7 @@ typedef struct moela_sampling {
   float frequency_penalty;    /* 0: off */
   int32_t top_k;              /* 0: off */
   uint64_t seed;
-  int32_t index;              /* of the token to be drawn, from 0: the draw's counter */
+  int32_t index;              /* of the token to be drawn, [0, 2^31 - 65536): the draw's counter */
   int32_t history;            /* prompt tokens, then output tokens */
   int32_t n_prompt;
   int32_t n_output;

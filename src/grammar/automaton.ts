@@ -5,16 +5,11 @@
  * @module
  */
 
+import { GrammarError } from "./error.ts";
 import type { ByteRange, Expr, Rule } from "./expr.ts";
 
 /** States of one grammar at most; it bounds time and memory. */
 export const MAX_STATES = 200_000;
-
-/** A grammar that is too large, or not one that can be followed. */
-export class GrammarError extends Error {
-  /** @ignore */
-  override readonly name = "GrammarError";
-}
 
 /** A state of the network. */
 export interface State {
@@ -56,7 +51,7 @@ class Builder {
   state(): State {
     if (this.states.length >= MAX_STATES) {
       throw new GrammarError(
-        `it needs more than ${MAX_STATES} states: its counts multiply to too much`,
+        `needs more than ${MAX_STATES} states: its counts are too large`,
       );
     }
     const state: State = {
@@ -279,7 +274,7 @@ function checkRecursion(
         }
         if (open.has(top.network)) {
           throw new GrammarError(
-            `${top.network.name} leads back to itself with nothing between`,
+            `leads from ${top.network.name} back to itself with nothing between`,
           );
         }
         open.add(top.network);
@@ -339,7 +334,7 @@ export function buildAutomaton(root: Rule): Automaton {
   const before = predecessors(states);
   const useful = reachEnd(states, before, true);
   if (!useful.has(network.start)) {
-    throw new GrammarError("nothing can satisfy it");
+    throw new GrammarError("cannot be satisfied by any text");
   }
   trim(states, useful);
   checkRecursion(states, network, reachEnd(states, before, false));

@@ -148,5 +148,5 @@ function split(
       mark | ((high >> shift) & bits),
     ]);
   }
-  return bytes;
+  return [bytes];
 }

@@ -9,7 +9,8 @@
  * @module
  */
 
-import { type Automaton, GrammarError, type State } from "./automaton.ts";
+import type { Automaton, State } from "./automaton.ts";
+import { GrammarError } from "./error.ts";
 import type { TokenTrie } from "./token_trie.ts";
 
 /** Positions that one set may have: more means that the grammar is hopelessly ambiguous. */
@@ -105,7 +106,7 @@ export class Matcher {
     let accepting = false;
     for (const position of seen) {
       if (seen.size > MAX_POSITIONS) {
-        throw new GrammarError("it can be read in too many ways at once");
+        throw new GrammarError("can be read in too many ways at once");
       }
       const { state, parent } = position;
       if (state.bytes.length > 0) positions.push(position);
@@ -182,7 +183,7 @@ export class Matcher {
       let next = from.next[classOf[byte[node]]];
       if (next === undefined) {
         if (this.#work > MAX_WORK) {
-          throw new GrammarError("it can be read in too many ways");
+          throw new GrammarError("can be read in too many ways");
         }
         next = this.#step(from, byte[node]);
       }

@@ -5,7 +5,7 @@
  * @module
  */
 
-import { GrammarError } from "./automaton.ts";
+import { GrammarError, unsupported } from "./error.ts";
 import { CharSet } from "./char_set.ts";
 
 /** A regular expression without anchors. */
@@ -79,7 +79,7 @@ class Parser {
   }
 
   #refuse(what: string): GrammarError {
-    return new GrammarError(`${what} (at character ${this.#at})`);
+    return unsupported(what, `character ${this.#at}`);
   }
 
   #peek(text: string): boolean {
@@ -214,11 +214,14 @@ class Parser {
  * supported, by name.
  */
 export function parseRegex(source: string): AnchoredRegex[] {
+  if (!source.isWellFormed()) {
+    throw new GrammarError("has half a surrogate pair");
+  }
   try {
     new RegExp(source, "u");
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
-    throw new GrammarError(`what is not a regular expression: ${why}`);
+    throw new GrammarError(`is no regular expression: ${why}`);
   }
   return new Parser(source).parse();
 }

@@ -96,12 +96,20 @@ export class Tokenizer {
    * @ignore
    */
   readonly table: ByteTable;
+  /**
+   * The ids of `added_tokens`, special or not: they stand for no plain text.
+   * @ignore
+   */
+  readonly addedTokenIds: ReadonlySet<number>;
   readonly #parts: Parts;
 
   private constructor(parts: Parts) {
     this.bosTokenId = parts.bosTokenId;
     this.eosTokenIds = parts.eosTokenIds;
     this.table = parts.table;
+    this.addedTokenIds = new Set(
+      [...parts.added.byContent.values()].map(({ id }) => id),
+    );
     this.#parts = parts;
   }
 

@@ -74,50 +74,53 @@ async function bench(options: SourceOptions): Promise<Row[]> {
   const info = device.info();
   const where = await provenance();
   using cache = model.createCache();
-  const measured: { phase: Phase; seconds: number; peak: number }[] = [];
+  // Before bandwidth is measured, which takes memory of its own.
+  const peaks: number[] = [];
   for (const phase of PHASES) {
     await measure(model, phase, 0);
+    peaks.push(await peakRss());
+  }
+  // The best before and after each phase: what others leave of the memory changes with time.
+  let bandwidth = await device.bandwidth();
+  const seconds: number[] = [];
+  for (const phase of PHASES) {
     const times: number[] = [];
     for (let run = 1; run <= options.runs; run++) {
       times.push(await measure(model, phase, run));
     }
-    const seconds = median(times) / 1000;
-    measured.push({ phase, seconds, peak: await peakRss() });
+    seconds.push(median(times) / 1000);
+    bandwidth = Math.max(bandwidth, await device.bandwidth());
   }
-  // Last, as it takes memory of its own; often, as others may be using the memory, too.
-  const bandwidth = await device.bandwidth(2 ** 29, 20);
-  return measured.map(
-    ({ phase: { phase, tokens, context }, seconds, peak }) => {
-      const rate = tokens / seconds;
-      const read = bytesPerToken(config, {
-        weightBytes: elementBytes(type),
-        cacheBytes: elementBytes(cache.type),
-        rows: phase === "decode" ? 1 : tokens,
-        context: phase === "decode" ? context + tokens / 2 : 1,
-      });
-      return {
-        machine: where.machine,
-        cpu: info.name,
-        kernels: info.kernels,
-        threads: info.threads,
-        commit: where.commit,
-        build: device.library.buildId,
-        shape,
-        layers: config.num_hidden_layers,
-        weights: type,
-        cache: cache.type,
-        phase,
-        tokens,
-        context,
-        batch: 1,
-        tokens_per_second: rate.toPrecision(4),
-        bytes_per_token: Math.round(read),
-        share_of_bandwidth: (rate * read / bandwidth).toFixed(3),
-        bandwidth: bandwidth.toExponential(3),
-        peak_rss: peak,
-      };
-    },
-  );
+  return PHASES.map(({ phase, tokens, context }, i) => {
+    const rate = tokens / seconds[i];
+    const read = bytesPerToken(config, {
+      weightBytes: elementBytes(type),
+      cacheBytes: elementBytes(cache.type),
+      rows: phase === "decode" ? 1 : tokens,
+      context: phase === "decode" ? context + tokens / 2 : 1,
+    });
+    return {
+      machine: where.machine,
+      cpu: info.name,
+      kernels: info.kernels,
+      threads: info.threads,
+      commit: where.commit,
+      build: device.library.buildId,
+      shape,
+      layers: config.num_hidden_layers,
+      weights: type,
+      cache: cache.type,
+      phase,
+      tokens,
+      context,
+      batch: 1,
+      tokens_per_second: rate.toPrecision(4),
+      bytes_per_token: Math.round(read),
+      share_of_bandwidth: (rate * read / bandwidth).toFixed(3),
+      bandwidth: bandwidth.toExponential(3),
+      peak_rss: peaks[i],
+    };
+  });
 }
 
 async function main() {

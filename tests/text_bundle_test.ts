@@ -19,7 +19,10 @@ import {
 const ROOT = new URL("../", import.meta.url);
 const EXPECTED = [0, 41, 1920, 13, 1040, 2];
 
-/** A program that encodes a text, and tells its ids and the globals it made. */
+/**
+ * A program that encodes a text and takes it by a grammar, and tells its ids
+ * and the globals it made.
+ */
 const PROGRAM = `
   const before = new Set(Object.getOwnPropertyNames(globalThis));
   const { Tokenizer } = await import("${new URL(
@@ -29,9 +32,16 @@ const PROGRAM = `
   const folder = new URL("${new URL("models/nano/", ROOT)}");
   const tokenizer = await Tokenizer.open(folder, { vocabSize: 4096 });
   const ids = tokenizer.encode("Hello, world!");
+  const { GrammarCompiler } = await import("${new URL(
+  "src/grammar/compiler.ts",
+  ROOT,
+)}");
+  const compiler = await GrammarCompiler.open(tokenizer, 4096, [1]);
+  const state = compiler.compile({ ebnf: 'root ::= "Hello" [^x]*' }).start();
+  const taken = ids.slice(1).map((id) => state.accept(id)).every(Boolean);
   const added = Object.getOwnPropertyNames(globalThis)
     .filter((name) => !before.has(name));
-  const told = { ids, added };
+  const told = { ids, taken, added };
 `;
 
 /** Writes a program where imports resolve as in the project. */
@@ -48,7 +58,7 @@ async function withProgram<T>(
   }
 }
 
-Deno.test("the tokenizer needs no permission but to read, and makes no global", async () => {
+Deno.test("the tokenizer and xgrammar need no permission but to read, and make no global", async () => {
   const program = PROGRAM + "console.log(JSON.stringify(told));";
   for (const more of [[], ["--location=http://localhost/"]]) {
     const output = await withProgram(program, (path) => {
@@ -61,11 +71,11 @@ Deno.test("the tokenizer needs no permission but to read, and makes no global", 
     const errors = new TextDecoder().decode(output.stderr);
     assertEquals(output.code, 0, errors);
     const told = JSON.parse(new TextDecoder().decode(output.stdout));
-    assertEquals(told, { ids: EXPECTED, added: [] });
+    assertEquals(told, { ids: EXPECTED, taken: true, added: [] });
   }
 });
 
-Deno.test("the tokenizer works in a worker", async () => {
+Deno.test("the tokenizer and xgrammar work in a worker", async () => {
   const program = PROGRAM + "self.postMessage(told);";
   const told = await withProgram(
     program,
@@ -76,7 +86,7 @@ Deno.test("the tokenizer works in a worker", async () => {
         worker.onerror = (event) => (worker.terminate(), reject(event));
       }),
   );
-  assertEquals(told, { ids: EXPECTED, added: [] });
+  assertEquals(told, { ids: EXPECTED, taken: true, added: [] });
 });
 
 Deno.test("WasmEncoder.open() names the task when the bundle is missing", async () => {

@@ -33,11 +33,13 @@ constexpr uint64_t FENCE = 4096;
 void fence(char* data, uint64_t bytes, uint64_t mapped) {
   __asan_poison_memory_region(data + bytes, mapped - bytes);
 }
-void unfence(char* data, uint64_t mapped) { __asan_unpoison_memory_region(data, mapped); }
+void unfence(char* data, uint64_t bytes, uint64_t mapped) {
+  __asan_unpoison_memory_region(data + bytes, mapped - bytes);
+}
 #else
 constexpr uint64_t FENCE = 0;
 void fence(char*, uint64_t, uint64_t) {}
-void unfence(char*, uint64_t) {}
+void unfence(char*, uint64_t, uint64_t) {}
 #endif
 
 uint64_t whole_pages(uint64_t bytes) {
@@ -71,7 +73,7 @@ MappedFile::MappedFile(const char* path) : path_(path) {
 
 MappedFile::~MappedFile() {
   if (!data_) return;
-  unfence(data_, whole_pages(bytes_));
+  unfence(data_, bytes_, whole_pages(bytes_));
   munmap(data_, bytes_);
 }
 
@@ -113,7 +115,7 @@ Block::Block(uint64_t bytes, const char* name, bool reserve) {
 Block::~Block() {
   if (!data_) return;
   const uint64_t mapped = whole_pages(bytes_) + FENCE;
-  unfence(data_, mapped);
+  unfence(data_, bytes_, mapped);
   munmap(data_, mapped);
 }
 

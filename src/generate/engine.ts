@@ -10,6 +10,8 @@ import type { Draw, Task } from "./task.ts";
 
 /** Rows of a step at most: the program's size. */
 export const MIXED_ROWS = 512;
+/** Rows of a step that others decode in: a long prompt must not keep them waiting. */
+const SHARED_ROWS = 128;
 /** Sequences that decode together at most. */
 export const DECODE_ROWS = 256;
 /** Logits rows that exist at once. */
@@ -136,9 +138,11 @@ export class Engine {
   #plan(): { parts: Part[]; steps: number } {
     const steps = this.#stepsTogether();
     const parts: Part[] = [];
-    let rows = MIXED_ROWS;
     const decoding = this.#active.filter((task) => task.drawsLeft > 0);
     const others = this.#active.filter((task) => task.drawsLeft === 0);
+    let rows = decoding.length > 0 && others.length > 0
+      ? Math.max(SHARED_ROWS, decoding.length + 1)
+      : MIXED_ROWS;
     const blocked: { task: Task; error: OutOfMemoryError }[] = [];
     for (const task of [...decoding, ...others]) {
       if (!this.#active.includes(task)) continue; // suspended meanwhile

@@ -14,6 +14,14 @@ export class GrammarError extends Error {
   override readonly name = "GrammarError";
 }
 
+/** The error of a call for a grammar: `Cannot generate: grammar.json uses …`. */
+export function refuse(name: string, error: unknown): unknown {
+  if (!(error instanceof GrammarError)) return error;
+  return new TypeError(`Cannot generate: ${name} ${error.message}`, {
+    cause: error,
+  });
+}
+
 /** A grammar that uses what cannot be enforced. */
 export function unsupported(what: string, where: string): GrammarError {
   return new GrammarError(`uses ${what} at ${where}, which cannot be enforced`);

@@ -5,7 +5,7 @@
  */
 
 import { checkEbnf } from "./ebnf.ts";
-import { GrammarError } from "./error.ts";
+import { refuse } from "./error.ts";
 import { literals, newRule, type Rule } from "./expr.ts";
 import { schemaGrammar } from "./json_schema.ts";
 import { wholeMatch } from "./regex.ts";
@@ -38,23 +38,19 @@ export type Grammar =
 
 /** A grammar that has been read: equal contents have equal keys. */
 export type ParsedGrammar =
-  & { readonly key: string }
+  & {
+    readonly key: string;
+    /** For errors: `grammar.json` and so on. */
+    readonly name: string;
+  }
   & (
-    | { readonly kind: "rule"; readonly name: string; readonly rule: Rule }
+    | { readonly kind: "rule"; readonly rule: Rule }
     | { readonly kind: "ebnf"; readonly ebnf: string }
   );
 
 const KINDS = ["json", "regex", "choices", "ebnf"] as const;
 /** Characters of a grammar at most. */
 const MAX_LENGTH = 2 ** 20;
-
-/** The error of a grammar by its name: `grammar.json uses …`. */
-export function refuse(name: string, error: unknown): unknown {
-  if (!(error instanceof GrammarError)) return error;
-  return new TypeError(`Cannot generate: ${name} ${error.message}`, {
-    cause: error,
-  });
-}
 
 function wrongType(name: string, right: string): TypeError {
   return new TypeError(`Cannot generate: ${name} must be ${right}`);
@@ -103,7 +99,10 @@ export function parseGrammar(value: unknown): ParsedGrammar {
   );
   const kind = KINDS.find((kind) => kind === fields[0]?.[0]);
   if (fields.length !== 1 || kind === undefined) {
-    throw wrongType("grammar", `an object with exactly one of ${KINDS.join(", ")}`);
+    throw wrongType(
+      "grammar",
+      `an object with exactly one of ${KINDS.join(", ")}`,
+    );
   }
   const name = `grammar.${kind}`;
   const content: unknown = fields[0][1];
@@ -130,7 +129,7 @@ export function parseGrammar(value: unknown): ParsedGrammar {
   }
   const key = `${kind} ${text}`;
   try {
-    if (kind === "ebnf") return { key, kind, ebnf: checkEbnf(text) };
+    if (kind === "ebnf") return { key, name, kind, ebnf: checkEbnf(text) };
     return { key, kind: "rule", name, rule: read() };
   } catch (error) {
     throw refuse(name, error);

@@ -23,7 +23,7 @@ import { FORMATS } from "./json_format.ts";
 import { type Bounds, integerWithin, numberWithin } from "./json_number.ts";
 import { type Member, objectOf } from "./json_object.ts";
 import { ANY, plainChar, quoted, stringOf } from "./json_text.ts";
-import { searchMatch, wholeMatch } from "./regex.ts";
+import { searchMatch, shared, wholeMatch } from "./regex.ts";
 import {
   checkKeywords,
   declaredTypes,
@@ -51,6 +51,7 @@ const MAX_NAME = 500;
 class Converter {
   readonly #root: Json;
   readonly #rules = new Map<string, Rule>();
+  readonly #encode = shared(plainChar);
   readonly #pending: { rule: Rule; schema: Json; place: string }[] = [];
   #schemas = 0;
   #depth = 0;
@@ -261,7 +262,7 @@ class Converter {
       return quoted(wholeMatch(format));
     }
     try {
-      return quoted(searchMatch(value, plainChar));
+      return quoted(searchMatch(value, this.#encode));
     } catch (error) {
       if (!(error instanceof GrammarError)) throw error;
       throw new GrammarError(
@@ -299,7 +300,7 @@ class Converter {
       ),
       rest: others === false
         ? undefined
-        : this.#schema(others, within(place, "items")),
+        : ref(this.#rule(others, within(place, "items"))),
       min,
       max: most,
     });

@@ -170,19 +170,31 @@ function trieOf(names: Iterable<string>): Trie {
   return root;
 }
 
+const ASCII = CharSet.of([0x20, 0x7f]).minus(ESCAPED);
+const PLAIN = newRule("a character", plainChar(CharSet.all));
+const PAST_ASCII = newRule("a character", plainChar(ASCII.complement()));
+
 /** A key that is none of `names`. */
 export function keyExcept(names: Iterable<string>): Expr {
-  const other = repeat(plainChar(CharSet.all), 0, Infinity);
+  const other = repeat(ref(PLAIN), 0, Infinity);
   const from = ({ end, next }: Trie): Expr => {
     const taken = CharSet.from([...next.keys()].join(""));
+    const free = ASCII.minus(taken);
+    const rest = taken.minus(ASCII);
     const ways = [
       end ? nothing : text(""),
-      sequence(plainChar(taken.complement()), other),
+      sequence(free.toExpr(), other),
+      sequence(
+        rest.isEmpty
+          ? ref(PAST_ASCII)
+          : plainChar(ASCII.complement().minus(rest)),
+        other,
+      ),
     ];
     for (const [point, child] of next) {
       // A rule each: names may be longer than expressions may be deep.
-      const rest = newRule("a key", from(child));
-      ways.push(sequence(plainChar(CharSet.from(point)), ref(rest)));
+      const rule = newRule("a key", from(child));
+      ways.push(sequence(plainChar(CharSet.from(point)), ref(rule)));
     }
     return either(...ways);
   };

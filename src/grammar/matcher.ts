@@ -18,8 +18,8 @@ const MAX_POSITIONS = 20_000;
 /** Work that one mask may cost, in positions looked at: about a second. */
 const MAX_WORK = 20_000_000;
 /** Sets that are remembered, and the bytes of their masks. */
-const MAX_SETS = 50_000;
-const MAX_MASK_BYTES = 2 ** 26;
+const MAX_SETS = 20_000;
+const MAX_MASK_BYTES = 2 ** 23;
 
 /** A state, and where its rule returns to; equal ones are the same object. */
 interface Position {

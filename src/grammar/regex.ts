@@ -5,11 +5,29 @@
  */
 
 import { CharSet } from "./char_set.ts";
-import { either, type Expr, repeat, sequence } from "./expr.ts";
+import { either, type Expr, newRule, ref, repeat, sequence } from "./expr.ts";
 import { parseRegex, type Regex } from "./regex_parser.ts";
 
 /** How a character of the expression's subject is written. */
 export type Encode = (set: CharSet) => Expr;
+
+/**
+ * The same encoding, but for sets that take more than a byte as a rule, one for
+ * all places: repeated, it would take many states.
+ */
+export function shared(encode: Encode): Encode {
+  const known = new Map<string, Expr>();
+  return (set) => {
+    const key = set.ranges.join();
+    let expr = known.get(key);
+    if (expr === undefined) {
+      expr = encode(set);
+      if (expr.kind !== "byte") expr = ref(newRule("a character", expr));
+      known.set(key, expr);
+    }
+    return expr;
+  };
+}
 
 function convert(regex: Regex, encode: Encode): Expr {
   switch (regex.kind) {
@@ -30,10 +48,9 @@ function convert(regex: Regex, encode: Encode): Expr {
  * @throws {GrammarError} When it uses what is not supported, by name.
  */
 export function wholeMatch(source: string): Expr {
+  const encode = shared((set) => set.toExpr());
   return either(
-    ...parseRegex(source).map(({ regex }) =>
-      convert(regex, (set) => set.toExpr())
-    ),
+    ...parseRegex(source).map(({ regex }) => convert(regex, encode)),
   );
 }
 

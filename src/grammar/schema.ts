@@ -154,18 +154,13 @@ export function generatedTypes(
 
 /** Whether a value is of a type. */
 export function isOfType(value: Json, type: TypeName): boolean {
-  switch (type) {
-    case "null":
-      return value === null;
-    case "integer":
-      return Number.isInteger(value);
-    case "array":
-      return Array.isArray(value);
-    case "object":
-      return isObject(value);
-    default:
-      return typeof value === type;
-  }
+  if (type === "integer") return Number.isInteger(value);
+  const own = value === null
+    ? "null"
+    : Array.isArray(value)
+    ? "array"
+    : typeof value;
+  return own === type;
 }
 
 /** Whether two values of JSON are the same. */

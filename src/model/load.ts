@@ -1,4 +1,3 @@
-import { fileURLToPath } from "node:url";
 import {
   CancelledError,
   ControlWord,
@@ -26,6 +25,7 @@ import { type Checkpoint, openCheckpoint } from "../weights/checkpoint.ts";
 import { fingerprint } from "../weights/fingerprint.ts";
 import type { ModelConfig } from "./config.ts";
 import type { GenerationConfig } from "./generation_config.ts";
+import { show } from "./fields.ts";
 import { recordModel } from "./layers.ts";
 import { Model } from "./model.ts";
 
@@ -63,16 +63,24 @@ export interface LoadOptions {
 
 const DEFAULT_BATCH = 64;
 
-function fail(name: string, value: unknown, right: string): never {
-  const found = typeof value === "string" ? JSON.stringify(value) : value;
-  const message = `Cannot load: ${name} is ${found}, and must be ${right}`;
-  const range = typeof value === "number" || typeof value === "string";
-  throw range ? new RangeError(message) : new TypeError(message);
+/** TypeError when the value is not of the type that the option has, else RangeError. */
+function fail(
+  name: string,
+  value: unknown,
+  type: "string" | "number" | "object" | "function",
+  right: string,
+): never {
+  const error = typeof value === type && value !== null
+    ? RangeError
+    : TypeError;
+  throw new error(
+    `Cannot load: ${name} is ${show(value)}, and must be ${right}`,
+  );
 }
 
 function checkOptions(options: LoadOptions) {
   if (typeof options !== "object" || options === null) {
-    fail("options", options, "an object");
+    fail("options", options, "object", "an object");
   }
   const whole = (
     name: "threads" | "cacheBytes" | "prefixCacheBytes" | "maxBatch",
@@ -83,7 +91,7 @@ function checkOptions(options: LoadOptions) {
     if (value === undefined) return;
     const ok = typeof value === "number" && Number.isInteger(value) &&
       value >= min && value <= max;
-    if (!ok) fail(name, value, `an integer in [${min}, ${max}]`);
+    if (!ok) fail(name, value, "number", `an integer in [${min}, ${max}]`);
   };
   whole("threads", 1024);
   whole("cacheBytes", Number.MAX_SAFE_INTEGER);
@@ -92,19 +100,22 @@ function checkOptions(options: LoadOptions) {
   const among = (name: "weights" | "kernels", allowed: readonly string[]) => {
     const value: unknown = options[name];
     if (value === undefined || allowed.includes(value as string)) return;
-    fail(name, value, `one of ${allowed.join(", ")}`);
+    fail(name, value, "string", `one of ${allowed.join(", ")}`);
   };
   among("weights", ["auto", "f32", "bf16"]);
   among("kernels", ["auto", "reference", "avx2", "avx512", "amx"]);
   const { device = "auto", onProgress, signal } = options;
   if (device !== "auto" && device !== "cpu") {
-    fail("device", device, '"auto" or "cpu": this build has no CUDA library');
+    const right = '"auto" or "cpu": this build has no CUDA library';
+    fail("device", device, "string", right);
   }
   if (onProgress !== undefined && typeof onProgress !== "function") {
-    fail("onProgress", onProgress, "a function");
+    fail("onProgress", onProgress, "function", "a function");
   }
   if (signal !== undefined && !(signal instanceof AbortSignal)) {
-    fail("signal", signal, "an AbortSignal");
+    throw new TypeError(
+      `Cannot load: signal is ${show(signal)}, and must be an AbortSignal`,
+    );
   }
 }
 
@@ -120,6 +131,22 @@ function eosIds(
 
 function totalBytes(checkpoint: Checkpoint): number {
   return checkpoint.files.reduce((sum, file) => sum + file.bytes, 0);
+}
+
+/** Milliseconds that a load may keep timers waiting. */
+const BUSY = 20;
+
+/**
+ * Lets timers run, at once and then now and then: calls of the library that end quickly follow one
+ * another without a turn for them, and an abort may wait for its turn.
+ */
+function pauses(): () => Promise<void> {
+  let last = -Infinity;
+  return async () => {
+    if (performance.now() - last < BUSY) return;
+    await new Promise((resolve) => setTimeout(resolve, 0));
+    last = performance.now();
+  };
 }
 
 /** What {@link buildModel} needs beside options. */
@@ -153,6 +180,7 @@ export async function buildModel(
     threads: options.threads,
     kernels: options.kernels,
   });
+  const pause = pauses();
   const control = newControl();
   const abort = () => Atomics.store(control, ControlWord.cancel, 1);
   signal?.addEventListener("abort", abort);
@@ -163,9 +191,11 @@ export async function buildModel(
     const weights = await bindWeights(native, config, parts.source(native), {
       weights: options.weights ?? "auto",
       control,
-      onBytes(bytes) {
+      async onBytes(bytes, converted) {
         loaded += bytes;
-        onProgress?.({ stage: "read", loaded, total: parts.bytes });
+        const stage = converted ? "convert" : "read";
+        onProgress?.({ stage, loaded, total: parts.bytes });
+        await pause();
         signal?.throwIfAborted();
       },
     });
@@ -240,15 +270,14 @@ export async function loadModel(
   options: LoadOptions = {},
 ): Promise<Model> {
   if (typeof path !== "string" && !(path instanceof URL)) {
-    fail("path", path, "a string or a URL");
+    fail("path", path, "string", "a string or a URL");
   }
   checkOptions(options);
   options.signal?.throwIfAborted();
-  const folder = path instanceof URL ? fileURLToPath(path) : path;
-  const checkpoint = await openCheckpoint(folder);
+  const checkpoint = await openCheckpoint(path);
   const { config, generationConfig } = checkpoint;
   const eosTokenIds = eosIds(config, generationConfig);
-  const tokenizer = await Tokenizer.open(folder, {
+  const tokenizer = await Tokenizer.open(checkpoint.path, {
     vocabSize: config.vocab_size,
     bosTokenId: config.bos_token_id ?? undefined,
     eosTokenIds: eosTokenIds.length > 0 ? eosTokenIds : undefined,

@@ -107,8 +107,8 @@ export function generatedSource(
 export interface BindOptions {
   weights: WeightsType;
   control: Int32Array<SharedArrayBuffer>;
-  /** Told after each weight how many bytes it has, as it is stored. */
-  onBytes?: (bytes: number) => void;
+  /** Told after each weight how many bytes it has, as it is stored, and whether it was converted. */
+  onBytes?: (bytes: number, converted: boolean) => Promise<void>;
 }
 
 /** Bytes of an element by stored type. */
@@ -149,7 +149,8 @@ export async function bindWeights(
     const stored = generated ? dtype : found.stored;
     const weight = { ...found, stored, dtype };
     const ref = await native.addWeight(weight, options.control);
-    options.onBytes?.(names.length * rows * cols * STORED_BYTES[stored]);
+    const bytes = names.length * rows * cols * STORED_BYTES[stored];
+    await options.onBytes?.(bytes, stored !== dtype);
     return ref;
   }
   const matrix = (name: string, rows: number, cols: number) =>

@@ -31,6 +31,7 @@ export type {
   TokenLogprob,
   TokenLogprobs,
 } from "./src/generate/generation.ts";
+export type { Grammar } from "./src/grammar/grammar.ts";
 export type { GenerateOptions } from "./src/generate/options.ts";
 export type {
   Fp8Quantization,

@@ -1,4 +1,6 @@
 import type { Timeline } from "../cache/timeline.ts";
+import type { GrammarState } from "../grammar/state.ts";
+import { NativeError } from "../errors.ts";
 import { StopMatcher } from "../text/stop.ts";
 import type { Message } from "../text/message.ts";
 import { TextStream } from "../text/stream.ts";
@@ -24,6 +26,8 @@ export interface GenerateTaskParts {
   tokenizer: Tokenizer | undefined;
   /** The conversation, when the prompt was one. */
   messages?: readonly Message[];
+  /** What the output must conform to. */
+  grammar?: GrammarState;
   /** Whether the timeline outlives the call, and shall hold the last token too. */
   keepsTimeline: boolean;
   stream: GenerationStream;
@@ -40,6 +44,7 @@ export class GenerateTask extends Task {
   readonly #stops: StopMatcher;
   #shown = "";
   #finish: FinishReason | undefined;
+  #failure: { error: unknown } | undefined;
   #decodingSince = 0;
 
   constructor(parts: GenerateTaskParts) {
@@ -66,12 +71,14 @@ export class GenerateTask extends Task {
   override get drawsLeft(): number {
     const decoding = this.#output.length > 0 && this.left === 1;
     if (this.#finish || !decoding || this.cancelled) return 0;
+    // The mask of a token depends on the one before.
+    if (this.#parts.grammar) return 1;
     return this.#parts.options.maxTokens - this.#output.length;
   }
 
   request(rows: number): RowRequest {
     if (this.#finish || rows < this.left) return { logitRows: [] };
-    const { options, prompt } = this.#parts;
+    const { options, prompt, grammar } = this.#parts;
     const penalised = options.repetitionPenalty !== 1 ||
       options.presencePenalty !== 0 || options.frequencyPenalty !== 0;
     return {
@@ -97,12 +104,32 @@ export class GenerateTask extends Task {
           : { prompt: [], output: [] },
         bias: options.logitBias,
         stop: options.stopTokens,
+        mask: grammar && ((words) => this.#mask(grammar, words)),
       },
     };
   }
 
+  /** A mask that cannot be had fails this request, and no other of the step. */
+  #mask(grammar: GrammarState, words: Int32Array) {
+    try {
+      grammar.mask(words);
+    } catch (error) {
+      this.#failure = { error };
+      words.fill(-1);
+    }
+  }
+
   override accept(draw: Draw): boolean {
-    const { options, stream } = this.#parts;
+    const { options, stream, grammar } = this.#parts;
+    if (this.#failure) return false;
+    try {
+      if (grammar && !grammar.accept(draw.token)) {
+        throw new NativeError(`token ${draw.token} breaks the grammar`);
+      }
+    } catch (error) {
+      this.#failure = { error };
+      return false;
+    }
     if (this.#output.length === 0) this.#decodingSince = performance.now();
     this.#output.push(draw.token);
     const logprobs = options.logprobs === undefined
@@ -131,7 +158,11 @@ export class GenerateTask extends Task {
 
   override settle() {
     // The last token's latent is computed only for a cache that somebody keeps.
-    if (this.#finish && !this.#parts.keepsTimeline) this.pending = [];
+    const ended = this.#finish && !this.#parts.keepsTimeline;
+    if (ended || this.#failure) {
+      this.pending = [];
+      this.computed = 0;
+    }
   }
 
   #describe(draw: Draw): TokenLogprobs {
@@ -147,7 +178,8 @@ export class GenerateTask extends Task {
   }
 
   complete() {
-    this.#parts.release();
+    if (this.#failure) return this.fail(this.#failure.error);
+    this.#release();
     this.#parts.stream.end(this.#result(this.#finish ?? "length"));
   }
 
@@ -157,14 +189,19 @@ export class GenerateTask extends Task {
     const text = this.#rest();
     if (text) this.#parts.stream.push({ text, tokens: [] });
     this.#shown += text;
-    this.#parts.release();
+    this.#release();
     this.#parts.stream.end(this.#result("abort"));
   }
 
   fail(error: unknown) {
     if (error === ABORTED) return this.abort();
-    this.#parts.release();
+    this.#release();
     this.#parts.stream.fail(error);
+  }
+
+  #release() {
+    this.#parts.grammar?.dispose();
+    this.#parts.release();
   }
 
   #result(finishReason: FinishReason): GenerationResult {

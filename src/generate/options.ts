@@ -1,5 +1,6 @@
 import type { GenerationConfig } from "../model/generation_config.ts";
 import type { Cache } from "../cache/cache.ts";
+import type { Grammar } from "../grammar/grammar.ts";
 
 /** Options of `model.generate()`. */
 export interface GenerateOptions {
@@ -37,6 +38,8 @@ export interface GenerateOptions {
   logprobs?: number;
   /** Whether the automatic prefix cache may be read and fed. Default true. */
   reusePrefix?: boolean;
+  /** What the output must conform to; it wins over minTokens, ignoreEos and logitBias. */
+  grammar?: Grammar;
   /** The cache that shall hold prompt and answer. */
   cache?: Cache;
   /** Stops the generation. */
@@ -88,6 +91,7 @@ const KNOWN: ReadonlySet<string> = new Set<keyof GenerateOptions>([
   "ignoreEos",
   "logprobs",
   "reusePrefix",
+  "grammar",
   "cache",
   "signal",
 ]);
@@ -240,14 +244,17 @@ export function resolveOptions(
     min: 0,
     integer: true,
   });
+  const asked = number("minTokens", options.minTokens, 0, {
+    min: 0,
+    integer: true,
+  });
+  // A grammar says itself when its output may end.
+  const minTokens = options.grammar ? 0 : asked;
   // A checkpoint that does not say that it samples is greedy.
   const sampled = generationConfig.do_sample === true;
   return {
     maxTokens,
-    minTokens: number("minTokens", options.minTokens, 0, {
-      min: 0,
-      integer: true,
-    }),
+    minTokens,
     temperature: number(
       "temperature",
       options.temperature,
@@ -295,7 +302,9 @@ export function resolveOptions(
       integer: true,
     }),
     stop: stopStrings(options.stop),
-    stopTokens: ignoreEos ? stopTokens : [...eosTokenIds, ...stopTokens],
+    stopTokens: ignoreEos && !options.grammar
+      ? stopTokens
+      : [...eosTokenIds, ...stopTokens],
     logprobs: options.logprobs === undefined
       ? undefined
       : number("logprobs", options.logprobs, 0, {

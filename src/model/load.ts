@@ -14,6 +14,7 @@ import {
   MIXED_ROWS,
 } from "../generate/engine.ts";
 import { CacheStore } from "../cache/store.ts";
+import { GrammarCompiler } from "../grammar/compiler.ts";
 import { Tokenizer } from "../text/tokenizer.ts";
 import {
   bindWeights,
@@ -223,6 +224,11 @@ export async function buildModel(
       eosTokenIds: parts.tokenizer?.eosTokenIds ??
         eosIds(config, generationConfig),
       tokenizer: parts.tokenizer,
+      grammars: parts.tokenizer && await GrammarCompiler.open(
+        parts.tokenizer,
+        config.vocab_size,
+        parts.tokenizer.eosTokenIds,
+      ),
       device,
       native,
       engine,

@@ -9,6 +9,7 @@ import { ABORTED, GenerateTask } from "../generate/generate_task.ts";
 import { type Generation, GenerationStream } from "../generate/generation.ts";
 import { type GenerateOptions, resolveOptions } from "../generate/options.ts";
 import type { Task } from "../generate/task.ts";
+import type { GrammarCompiler } from "../grammar/compiler.ts";
 import type { Message } from "../text/message.ts";
 import type { Tokenizer } from "../text/tokenizer.ts";
 import type { ModelConfig } from "./config.ts";
@@ -22,6 +23,8 @@ export interface ModelInternals {
   generationConfig: GenerationConfig | undefined;
   eosTokenIds: readonly number[];
   tokenizer: Tokenizer | undefined;
+  /** Absent without a tokenizer. */
+  grammars: GrammarCompiler | undefined;
   device: NativeDevice;
   native: NativeModel;
   engine: Engine;
@@ -247,8 +250,9 @@ export class Model implements Disposable, AsyncDisposable {
     input: string | readonly number[] | readonly Message[],
     options: GenerateOptions = {},
   ): Generation {
-    const { engine, caches, tokenizer, generationConfig, eosTokenIds } = this
-      .#open("generate");
+    const internals = this.#open("generate");
+    const { engine, caches, tokenizer, grammars } = internals;
+    const { generationConfig, eosTokenIds } = internals;
     const { vocab_size, max_position_embeddings } = this.config;
     const resolved = resolveOptions(options, {
       vocab_size,
@@ -257,7 +261,8 @@ export class Model implements Disposable, AsyncDisposable {
     });
     const { prompt, messages } = this.#prompt(input);
     const { cache, signal } = options;
-    if (resolved.stop.length > 0) void this.tokenizer;
+    if (resolved.stop.length > 0 || options.grammar) void this.tokenizer;
+    const grammar = options.grammar && grammars?.compile(options.grammar);
     const capacity = cache instanceof Cache
       ? cache.capacity
       : max_position_embeddings;
@@ -295,6 +300,7 @@ export class Model implements Disposable, AsyncDisposable {
       prompt,
       cachedTokens,
       messages,
+      grammar: grammar?.start(),
       options: {
         ...resolved,
         maxTokens: Math.min(resolved.maxTokens, capacity - prompt.length),

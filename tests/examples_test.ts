@@ -205,6 +205,31 @@ Deno.test("batch.ts answers every prompt", async () => {
   assert(/^7 answers, \d+ tokens in /m.test(out), out);
 });
 
+Deno.test("json.ts gives what its schema says", async () => {
+  const out = await succeed("json.ts", ["--count", "3", "--temperature", "2"]);
+  for (const line of out.trim().split("\n")) {
+    assert(
+      /^[A-Z][a-z]{2,9}, [1-9]\d?, likes (apples|stories|the sea)$/.test(line),
+      line,
+    );
+  }
+});
+
+Deno.test("examples answer a mistake with one line", async () => {
+  const wrong = [
+    ["complete.ts", "--tokens", "x"],
+    ["fork.ts", "--temperature=-1"],
+    ["logprobs.ts", "--top", "many"],
+    ["batch.ts", "--tokens=-3"],
+    ["json.ts", "--colour"],
+  ];
+  for (const [example, ...args] of wrong) {
+    const { code, err } = await run(example, args);
+    assertEquals(code, 1, example);
+    assertEquals(err.trim().split("\n").length, 1, err);
+  }
+});
+
 Deno.test("save_cache.ts goes on where its last run ended", async () => {
   const folder = await Deno.makeTempDir();
   try {

@@ -1,5 +1,5 @@
 import { ControlWord, OpKind } from "./enums.ts";
-import type { NativeStep } from "./model.ts";
+import type { NativeStep } from "./step.ts";
 import type { ProgramRecorder } from "./program.ts";
 
 const OUTPUTS: readonly unknown[] = [

@@ -2,9 +2,11 @@ import { DisposedError, NativeError } from "../src/errors.ts";
 import { checkRoom, checkStep, logitsWidth } from "./check_step.ts";
 import type { NativeDevice } from "./device.ts";
 import { ControlWord, DType } from "./enums.ts";
-import type { Symbols } from "./library.ts";
-import type { ProgramRecorder, ValueRef, WeightRef } from "./program.ts";
+import { PageCalls } from "./pages.ts";
+import type { ProgramRecorder } from "./program.ts";
+import type { ValueRef, WeightRef } from "./shapes.ts";
 import { ErrorBuffer } from "./status.ts";
+import { type NativeStep, newControl } from "./step.ts";
 import {
   Memory,
   Op,
@@ -17,137 +19,7 @@ import {
   WeightDesc,
   WeightPart,
 } from "./structs.ts";
-
-/** Where one matrix of a weight is. */
-export type NativeWeightPart =
-  & { file: number; offset: number }
-  & { scaleFile?: number; scaleOffset?: number };
-
-/** A weight of `parts.length` matrices `[rows, cols]`. */
-export interface NativeWeight {
-  /** Type in the file. */
-  stored: "f32" | "bf16" | "f16" | "fp8";
-  /** Type wanted. */
-  dtype: "f32" | "bf16";
-  /** Rows of each matrix: outputs. */
-  rows: number;
-  /** Columns of each matrix: inputs. */
-  cols: number;
-  /** Places in files, or keys of generated tensors. */
-  parts: readonly NativeWeightPart[] | readonly bigint[];
-  /** Of generated weights: see `moela_generate`. */
-  seed?: bigint;
-  /** Mean of a generated weight. */
-  mean?: number;
-  /** Standard deviation of a generated weight. */
-  deviation?: number;
-}
-
-/** Consecutive rows of one sequence: fields of `moela_segment`. */
-export interface SegmentValues {
-  /** First row. */
-  row: number;
-  /** How many rows. */
-  rows: number;
-  /** Position of the first row in its sequence. */
-  position: number;
-  /** Id of the pool that holds the sequence. */
-  pool: number;
-  /** First entry of the sequence in `pages`. */
-  page: number;
-  /** Entries of the sequence. */
-  n_pages: number;
-}
-
-/**
- * How the token after a logits row is drawn: fields of `moela_sampling`. What is absent is 0, so
- * `top_p`, `typical_p` and `repetition_penalty` must be given, and `mask` where none is meant.
- */
-export interface SamplingValues {
-  /** 0: greedy. */
-  temperature?: number;
-  /** 1: off. */
-  top_p?: number;
-  /** 0: off. */
-  min_p?: number;
-  /** 1: off. */
-  typical_p?: number;
-  /** 1: off. */
-  repetition_penalty?: number;
-  /** 0: off. */
-  presence_penalty?: number;
-  /** 0: off. */
-  frequency_penalty?: number;
-  /** 0: off. */
-  top_k?: number;
-  /** Key of the draw. */
-  seed?: bigint;
-  /** Of the token to be drawn, from 0: counter of the draw. */
-  index?: number;
-  /** First entry of the history in `aux`: prompt tokens, then output tokens. */
-  history?: number;
-  /** Prompt tokens of the history. */
-  n_prompt?: number;
-  /** Output tokens of the history. */
-  n_output?: number;
-  /** First entry in `aux` of the pairs token, bits of an f32. */
-  bias?: number;
-  /** How many pairs. */
-  n_bias?: number;
-  /** First entry in `aux` of the bits of allowed tokens; -1: all are. */
-  mask?: number;
-  /** First entry in `aux` of the tokens that end the sequence. */
-  stop?: number;
-  /** How many of them. */
-  n_stop?: number;
-  /** Until this index the stop tokens are not drawn. */
-  min_index?: number;
-  /** How many of the most likely to report; -1: not even the drawn one's own. */
-  top_logprobs?: number;
-  /** Whose next token it is. */
-  segment?: number;
-}
-
-/** The arguments of a step: see `moela_model_run`. */
-export interface NativeStep {
-  /** Id of the program to replay. */
-  program: number;
-  /** Ids, one for each row. */
-  tokens: Int32Array<ArrayBuffer>;
-  /** Rows on the absorbed path; they come first. */
-  absorbed: number;
-  /** Sequences, in order of their rows. */
-  segments: readonly SegmentValues[];
-  /** The sequences' page tables, one after the other. */
-  pages: Int32Array<ArrayBuffer>;
-  /** Rows that ask for logits, ascending. */
-  logitRows: Int32Array<ArrayBuffer>;
-  /** For each of them a token whose log-probability is wanted, or -1. */
-  targets?: Int32Array<ArrayBuffer>;
-  /** For each of them how the next token is drawn. */
-  sampling?: readonly SamplingValues[];
-  /** Lists that `sampling` points into. */
-  aux?: Int32Array<ArrayBuffer>;
-  /** Gets the logits, `[logitRows.length, vocab_size]`. */
-  logits?: Float32Array<ArrayBuffer>;
-  /** Gets the log-probabilities of `targets`, `[logitRows.length]`. */
-  logprobs?: Float32Array<ArrayBuffer>;
-  /** In shared memory, to be read while the call runs. */
-  entries?: Int32Array<SharedArrayBuffer>;
-  /** Words from one entry to the next; default 4. */
-  entryWords?: number;
-  /** Steps to run, each fed with what the one before drew; default 1. */
-  steps?: number;
-  /** The masks in `aux` are written while the step runs: see `masks_follow`. */
-  masksFollow?: boolean;
-  /** `ControlWord.words` words in shared memory. */
-  control: Int32Array<SharedArrayBuffer>;
-}
-
-/** A fresh set of control words. */
-export function newControl(): Int32Array<SharedArrayBuffer> {
-  return new Int32Array(new SharedArrayBuffer(4 * ControlWord.words));
-}
+import type { NativeWeight } from "./weight.ts";
 
 const EMPTY = new Int32Array(1);
 
@@ -155,20 +27,19 @@ const EMPTY = new Int32Array(1);
 const finalizer = new FinalizationRegistry<() => void>((destroy) => destroy());
 
 /** The library's model: files, weights, pools and programs, all freed together. */
-export class NativeModel implements Disposable {
+export class NativeModel extends PageCalls implements Disposable {
   /** The device that it runs on. */
   readonly device: NativeDevice;
-  readonly #symbols: Symbols;
   /** Of each program. */
   readonly #logitsWidths: number[] = [];
   #handle: Deno.PointerValue;
 
   /** Makes an empty model. @throws NativeError */
   constructor(device: NativeDevice) {
+    super(device.library.symbols);
     this.device = device;
-    this.#symbols = device.library.symbols;
     const err = new ErrorBuffer();
-    this.#handle = this.#symbols.moela_model_create(
+    this.#handle = this.symbols.moela_model_create(
       device.handle,
       err.bytes,
       err.length,
@@ -177,7 +48,7 @@ export class NativeModel implements Disposable {
     if (!handle) {
       throw new NativeError(`Cannot create the model: ${err.message()}`);
     }
-    const { moela_model_destroy } = this.#symbols;
+    const { moela_model_destroy } = this.symbols;
     finalizer.register(this, () => moela_model_destroy(handle), this);
   }
 
@@ -197,7 +68,7 @@ export class NativeModel implements Disposable {
     const err = new ErrorBuffer();
     const bytes = new TextEncoder().encode(path + "\0");
     return err.unwrap(
-      this.#symbols.moela_model_add_file(
+      this.symbols.moela_model_add_file(
         this.handle,
         bytes,
         err.bytes,
@@ -227,7 +98,7 @@ export class NativeModel implements Disposable {
         scale_offset: BigInt(part.scaleOffset ?? 0),
       }
     );
-    const id = await this.#symbols.moela_model_add_weight(
+    const id = await this.symbols.moela_model_add_weight(
       this.handle,
       WeightDesc.encode({
         stored: DType[weight.stored],
@@ -271,7 +142,7 @@ export class NativeModel implements Disposable {
       : "f32";
     const count = data.length / rows / cols;
     const err = new ErrorBuffer();
-    const id = this.#symbols.moela_model_add_constant(
+    const id = this.symbols.moela_model_add_constant(
       this.handle,
       DType[dtype],
       count,
@@ -297,7 +168,7 @@ export class NativeModel implements Disposable {
     const err = new ErrorBuffer();
     const size = BigInt(out.byteLength);
     err.check(
-      this.#symbols.moela_model_read_weight(
+      this.symbols.moela_model_read_weight(
         this.handle,
         weight.id,
         part,
@@ -324,101 +195,13 @@ export class NativeModel implements Disposable {
     const err = new ErrorBuffer();
     const desc = PoolDesc.encode({ ...pool, dtype: DType[pool.dtype] });
     return err.unwrap(
-      this.#symbols.moela_model_add_pool(
+      this.symbols.moela_model_add_pool(
         this.handle,
         desc,
         err.bytes,
         err.length,
       ),
       "Cannot create a cache pool",
-    );
-  }
-
-  /** Bytes of one page of a pool. */
-  pageBytes(pool: number): number {
-    const err = new ErrorBuffer();
-    return err.unwrap(
-      Number(
-        this.#symbols.moela_pool_page_bytes(
-          this.handle,
-          pool,
-          err.bytes,
-          err.length,
-        ),
-      ),
-      "Cannot tell the size of a page",
-    );
-  }
-
-  /** Copies the first `tokens` tokens of a page to another. */
-  copyPage(pool: number, from: number, to: number, tokens: number) {
-    const err = new ErrorBuffer();
-    err.check(
-      this.#symbols.moela_pool_copy(
-        this.handle,
-        pool,
-        from,
-        to,
-        tokens,
-        err.bytes,
-        err.length,
-      ),
-      "Cannot copy a cache page",
-    );
-  }
-
-  /** Gives the memory of pages back. */
-  releasePages(pool: number, pages: Int32Array<ArrayBuffer>) {
-    if (pages.length === 0) return;
-    const err = new ErrorBuffer();
-    err.check(
-      this.#symbols.moela_pool_release(
-        this.handle,
-        pool,
-        pages,
-        pages.length,
-        err.bytes,
-        err.length,
-      ),
-      "Cannot release cache pages",
-    );
-  }
-
-  /** A whole page, in the layout of `moela_pool_desc`. */
-  readPage(pool: number, page: number): Uint8Array<ArrayBuffer> {
-    const out = new Uint8Array(this.pageBytes(pool));
-    const err = new ErrorBuffer();
-    const size = BigInt(out.length);
-    err.check(
-      this.#symbols.moela_pool_read(
-        this.handle,
-        pool,
-        page,
-        out,
-        size,
-        err.bytes,
-        err.length,
-      ),
-      "Cannot read a cache page",
-    );
-    return out;
-  }
-
-  /** Fills a whole page. */
-  writePage(pool: number, page: number, data: Uint8Array<ArrayBuffer>) {
-    const err = new ErrorBuffer();
-    const size = BigInt(data.length);
-    err.check(
-      this.#symbols.moela_pool_write(
-        this.handle,
-        pool,
-        page,
-        data,
-        size,
-        err.bytes,
-        err.length,
-      ),
-      "Cannot write a cache page",
     );
   }
 
@@ -431,7 +214,7 @@ export class NativeModel implements Disposable {
     const err = new ErrorBuffer();
     const { values, ops } = program;
     const id = err.unwrap(
-      this.#symbols.moela_model_add_program(
+      this.symbols.moela_model_add_program(
         this.handle,
         ProgramDesc.encode({
           max_rows: maxRows,
@@ -472,7 +255,7 @@ export class NativeModel implements Disposable {
     const out = new Uint8Array(4 * count);
     const err = new ErrorBuffer();
     err.check(
-      this.#symbols.moela_value_read(
+      this.symbols.moela_value_read(
         this.handle,
         program,
         value.id,
@@ -495,7 +278,7 @@ export class NativeModel implements Disposable {
   ) {
     const err = new ErrorBuffer();
     err.check(
-      this.#symbols.moela_value_write(
+      this.symbols.moela_value_write(
         this.handle,
         program,
         value.id,
@@ -527,7 +310,7 @@ export class NativeModel implements Disposable {
       steps: step.steps ?? 1,
       masks_follow: step.masksFollow ? 1 : 0,
     });
-    const status = await this.#symbols.moela_model_run(
+    const status = await this.symbols.moela_model_run(
       this.handle,
       desc,
       step.tokens,
@@ -554,7 +337,7 @@ export class NativeModel implements Disposable {
     timeoutMs: number,
   ): Promise<number> {
     checkRoom("wait", "control", control, ControlWord.words);
-    return this.#symbols.moela_wait(control, seen, timeoutMs);
+    return this.symbols.moela_wait(control, seen, timeoutMs);
   }
 
   /** Bytes that the model holds. */
@@ -567,7 +350,7 @@ export class NativeModel implements Disposable {
     const err = new ErrorBuffer();
     const bytes = Memory.encode({});
     err.check(
-      this.#symbols.moela_model_memory(
+      this.symbols.moela_model_memory(
         this.handle,
         bytes,
         err.bytes,
@@ -588,7 +371,7 @@ export class NativeModel implements Disposable {
   [Symbol.dispose]() {
     if (!this.#handle) return;
     finalizer.unregister(this);
-    this.#symbols.moela_model_destroy(this.#handle);
+    this.symbols.moela_model_destroy(this.#handle);
     this.#handle = null;
   }
 }

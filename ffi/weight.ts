@@ -1,0 +1,24 @@
+/** Where one matrix of a weight is. */
+export type NativeWeightPart =
+  & { file: number; offset: number }
+  & { scaleFile?: number; scaleOffset?: number };
+
+/** A weight of `parts.length` matrices `[rows, cols]`. */
+export interface NativeWeight {
+  /** Type in the file. */
+  stored: "f32" | "bf16" | "f16" | "fp8";
+  /** Type wanted. */
+  dtype: "f32" | "bf16";
+  /** Rows of each matrix: outputs. */
+  rows: number;
+  /** Columns of each matrix: inputs. */
+  cols: number;
+  /** Places in files, or keys of generated tensors. */
+  parts: readonly NativeWeightPart[] | readonly bigint[];
+  /** Of generated weights: see `moela_generate`. */
+  seed?: bigint;
+  /** Mean of a generated weight. */
+  mean?: number;
+  /** Standard deviation of a generated weight. */
+  deviation?: number;
+}

@@ -12,12 +12,13 @@
 
 namespace moela {
 
-// `count` matrices [rows, cols] of dtype F32 or BF16 (constants also F64 and I32).
+// `count` matrices [rows, cols] of a type of moela_weight_desc (constants also F64 and I32).
 struct Weight {
   int32_t dtype;
   int64_t rows;
   int64_t cols;
-  std::vector<const void*> parts;  // [count], each contiguous, unaligned
+  std::vector<const void*> parts;   // [count], each contiguous, unaligned
+  std::vector<const void*> scales;  // [count] for the types with scales, else empty
 };
 
 // Pages of one cache type: see moela_pool_desc.
@@ -30,11 +31,20 @@ struct PagePool {
   char* base;
 
   int64_t width() const { return kv_lora_rank + qk_rope_head_dim; }
-  int64_t layer_bytes() const { return MOELA_PAGE_TOKENS * width() * dtype_bytes(dtype); }
+  // Bytes of a token's elements in a layer, and of its scales.
+  int64_t row_bytes() const {
+    return dtype == MOELA_INT6 ? width() / 4 * 3 : width() * dtype_bytes(dtype);
+  }
+  int64_t scale_bytes() const { return dtype == MOELA_F32 || dtype == MOELA_BF16 ? 0 : 2; }
+  int64_t layer_bytes() const { return MOELA_PAGE_TOKENS * (row_bytes() + scale_bytes()); }
   int64_t page_bytes() const { return layers * layer_bytes(); }
-  // First row, [MOELA_PAGE_TOKENS, width()], of a page's layer.
+  // First row, [MOELA_PAGE_TOKENS, row_bytes()], of a page's layer.
   char* at(int32_t page, int32_t layer) const {
     return base + page * page_bytes() + layer * layer_bytes();
+  }
+  // uint8 [MOELA_PAGE_TOKENS, 2]: the codes of a page's layer, for types with scales.
+  uint8_t* scales_at(int32_t page, int32_t layer) const {
+    return reinterpret_cast<uint8_t*>(at(page, layer)) + MOELA_PAGE_TOKENS * row_bytes();
   }
 };
 

@@ -33,7 +33,7 @@ extern "C" {
 /* ---- version ------------------------------------------------------------------------------- */
 
 /* Raised whenever a struct, an enum or a signature here changes. */
-#define MOELA_ABI_VERSION 2
+#define MOELA_ABI_VERSION 3
 
 MOELA_API uint32_t moela_abi_version(void);
 /* Writes the hash of the sources this library was built from, zero-terminated. */
@@ -59,10 +59,10 @@ typedef enum moela_dtype {
   MOELA_F32 = 0,
   MOELA_BF16 = 1,
   MOELA_F16 = 2,  /* in files only: loads as f32 */
-  MOELA_FP8 = 3,  /* E4M3; in files with f32 scales per 128 x 128 block */
-  MOELA_INT8 = 4, /* reserved: group-wise scales */
-  MOELA_INT4 = 5, /* reserved: group-wise scales */
-  MOELA_INT6 = 6, /* reserved: caches only */
+  MOELA_FP8 = 3,  /* E4M3; weights with scales, see below */
+  MOELA_INT8 = 4, /* weights and caches with scales, see below */
+  MOELA_INT4 = 5, /* weights with scales, see below */
+  MOELA_INT6 = 6, /* caches only, see moela_pool_desc */
   MOELA_I32 = 7,  /* values only */
   MOELA_F64 = 8   /* constants only */
 } moela_dtype;
@@ -140,6 +140,19 @@ MOELA_API int32_t moela_model_add_file(moela_model* model, const char* path, cha
 /*
  * A weight: `count` matrices [rows, cols] of one type (count > 1: the experts of a layer, so that
  * grouped operations take one id). A vector is [1, n].
+ *
+ * Types with scales, the same in files and in memory, G = ceil(cols / 128) groups of 128 columns a
+ * row (the last may be short):
+ * - FP8: E4M3 bytes [rows, cols]; f32 scales [ceil(rows / 128), G]. w = value * scale.
+ * - INT8: int8 q [rows, cols] in [-127, 127]; bf16 scales [rows, G]. w = q * scale.
+ * - INT4: q in [-8, 7], stored as q + 8 in [rows, 32 ceil(cols / 64)] bytes: byte j of the 32 bytes
+ *   of 64 columns holds column j in its low nibble and column j + 32 in its high one. uint32 scales
+ *   [rows, G], little-endian: the low 16 bits a bf16 scale, the four nibbles above, lowest first, a
+ *   factor in [0, 15] for each 32 columns. w = q * factor * scale; q * factor fits in int8. What
+ *   lies beyond cols is 8 (zero).
+ * Products with INT8 and INT4 are integer: a row x of the input is quantized by group of 128 to
+ * round(x * (127 / max|x|)), and each group's exact sum, times (max|x| / 127) * scale, is added in
+ * ascending order of groups.
  */
 typedef struct moela_weight_desc {
   uint32_t size;
@@ -155,9 +168,9 @@ typedef struct moela_weight_desc {
 
 typedef struct moela_weight_part { /* one of `count` */
   int32_t file;          /* index from moela_model_add_file; -1: generated */
-  int32_t scale_file;    /* FP8: the file of the scales; else -1 */
+  int32_t scale_file;    /* types with scales: their file; else -1 */
   uint64_t offset;       /* bytes from the file's start; generated: the tensor's key */
-  uint64_t scale_offset; /* FP8: f32 [ceil(rows / 128), ceil(cols / 128)] */
+  uint64_t scale_offset; /* types with scales: where they begin in their file */
 } moela_weight_part;
 
 /*
@@ -193,10 +206,19 @@ MOELA_API int32_t moela_generate(uint64_t seed, uint64_t key, uint64_t begin, ui
  * One pool per cache type. A page holds MOELA_PAGE_TOKENS tokens of all layers; within a page:
  * [layers][MOELA_PAGE_TOKENS][kv_lora_rank + qk_rope_head_dim] elements, first the normed latent,
  * then the rotated shared key (pairs interleaved as in the checkpoint).
+ *
+ * FP8, INT8 and INT6 have two 8-bit scales a token and layer, one of the latent, one of the key:
+ * each layer of a page is its elements, then uint8 [MOELA_PAGE_TOKENS][2]. A code c is the scale 0
+ * when c == 0, else (8 + c % 8) * 2^(c / 8 - 27) (three bits of mantissa, five of exponent: 2^-24
+ * to 240): the smallest scale with max|x| <= scale * Q. FP8: E4M3 of x / scale, Q = 448. INT8:
+ * round(x / scale), Q = 127. INT6: round(x / scale), Q = 31, stored as q + 32, 16 elements in 12
+ * bytes: byte j < 8 holds the low nibbles of elements j (low) and j + 8 (high), byte 8 + j the
+ * upper two bits of elements j, j + 4, j + 8, j + 12, lowest first. INT6 needs both widths to be
+ * multiples of 16.
  */
 typedef struct moela_pool_desc {
   uint32_t size;
-  int32_t dtype;            /* MOELA_F32 or MOELA_BF16 */
+  int32_t dtype;            /* MOELA_F32, BF16, FP8, INT8 or INT6 */
   int32_t layers;
   int32_t kv_lora_rank;
   int32_t qk_rope_head_dim;

@@ -179,7 +179,7 @@ int32_t moela_model_add_weight(moela_model* model, const moela_weight_desc* desc
     std::lock_guard lock(model->mutex);
     check(*model, *desc, parts);
     StoredWeight weight;
-    weight.view = {desc->dtype, desc->rows, desc->cols, {}};
+    weight.view = {desc->dtype, desc->rows, desc->cols, {}, {}};
     weight.view.parts.reserve(desc->count);
     bool in_place = desc->stored == desc->dtype;
     for (int32_t i = 0; i < desc->count; i++) in_place = in_place && parts[i].file >= 0;
@@ -215,7 +215,7 @@ int32_t moela_model_add_constant(moela_model* model, int32_t dtype, int32_t coun
     std::lock_guard lock(model->mutex);
     StoredWeight weight;
     weight.constant.assign(static_cast<const char*>(data), static_cast<const char*>(data) + bytes);
-    weight.view = {dtype, rows, cols, {}};
+    weight.view = {dtype, rows, cols, {}, {}};
     for (int32_t i = 0; i < count; i++) {
       weight.view.parts.push_back(weight.constant.data() + i * part);
     }

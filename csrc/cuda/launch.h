@@ -1,0 +1,56 @@
+// How kernels are launched and how they follow one another.
+//
+// With programmatic dependent launch a kernel may start before its predecessor has ended. So every
+// kernel calls wait_for_previous() on all its threads before it reads or writes anything that
+// another kernel touches; before that it may only read weights (prefetch them). It may call
+// allow_next() as soon as its own blocks are all running; the next one waits for its end anyway.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <string>
+#include <utility>
+
+#include "cuda/ops.h"
+#include "runtime/error.h"
+
+namespace moela::cuda {
+
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  throw Error(MOELA_ERR_DEVICE, std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+#ifdef __CUDACC__
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void allow_next() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Launches `kernel` with its arguments. Dynamic shared memory above 48 KB must have been allowed
+// with cudaFuncSetAttribute before.
+template <class... Parameters, class... Arguments>
+void launch(const Launch& at, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
+            Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = at.stream;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = at.overlap ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...),
+        "launching a kernel");
+}
+#endif
+
+}  // namespace moela::cuda

@@ -14,6 +14,7 @@ import {
   MIXED_ROWS,
 } from "../generate/engine.ts";
 import { CacheStore } from "../cache/store.ts";
+import { resolveCheckpoint } from "../hub/resolve.ts";
 import { GrammarCompiler } from "../grammar/compiler.ts";
 import { Tokenizer } from "../text/tokenizer.ts";
 import {
@@ -33,7 +34,7 @@ import { Model } from "./model.ts";
 /** What a load is doing; bytes of the whole. */
 export interface LoadProgress {
   /** What is being done now. */
-  stage: "read" | "convert" | "upload" | "prepare";
+  stage: "download" | "read" | "convert" | "upload" | "prepare";
   /** Bytes done. */
   loaded: number;
   /** Bytes of the whole load. */
@@ -256,7 +257,8 @@ export async function buildModel(
 }
 
 /**
- * Loads a checkpoint of the DeepSeek-V2 family: a folder in the Hugging Face layout with
+ * Loads a checkpoint of the DeepSeek-V2 family: a folder, or a model of the Hugging Face hub
+ * (`owner/name`, `owner/name@revision`: downloaded into the hub's cache), in the published layout with
  * `config.json`, `*.safetensors` (F32, BF16, F16, or FP8 with `weight_scale_inv`), and optionally
  * `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`.
  *
@@ -280,7 +282,14 @@ export async function loadModel(
   }
   checkOptions(options);
   options.signal?.throwIfAborted();
-  const checkpoint = await openCheckpoint(path);
+  const { signal, onProgress } = options;
+  const folder = await resolveCheckpoint(path, {
+    signal,
+    onProgress(loaded, total) {
+      onProgress?.({ stage: "download", loaded, total });
+    },
+  });
+  const checkpoint = await openCheckpoint(folder);
   const { config, generationConfig } = checkpoint;
   const eosTokenIds = eosIds(config, generationConfig);
   const tokenizer = await Tokenizer.open(checkpoint.path, {
@@ -288,7 +297,7 @@ export async function loadModel(
     bosTokenId: config.bos_token_id ?? undefined,
     eosTokenIds: eosTokenIds.length > 0 ? eosTokenIds : undefined,
   });
-  options.signal?.throwIfAborted();
+  signal?.throwIfAborted();
   return await buildModel({
     config,
     checkpoint,

@@ -7,6 +7,7 @@
 
 #include "cpu/filters.h"
 #include "cpu/log_softmax.h"
+#include "cpu/noise.h"
 #include "cpu/ops.h"
 #include "cpu/philox.h"
 
@@ -37,7 +38,8 @@ int32_t likeliest_allowed(int64_t vocab, const float* x, const int32_t* mask) {
 }
 
 // Adding standard Gumbel noise to logits and taking the largest draws from their softmax.
-int32_t draw(uint64_t seed, int32_t index, int64_t n, const Candidate* kept) {
+int32_t draw(NoiseWords noise_words, uint64_t seed, int32_t index, int64_t n,
+             const Candidate* kept) {
   // The most likely one first: what cannot beat it even with the largest noise needs none.
   const Candidate* likely = kept;
   for (const Candidate* c = kept; c < kept + n; c++) {
@@ -46,17 +48,25 @@ int32_t draw(uint64_t seed, int32_t index, int64_t n, const Candidate* kept) {
   double best = likely->x + gumbel(noise_word(seed, index, likely->token));
   int32_t token = likely->token;
   uint32_t least = least_word(best - likely->x);
-  for (const Candidate* c = kept; c < kept + n; c++) {
-    if (c->x + MAX_GUMBEL < best || c == likely) continue;
-    const uint32_t word = noise_word(seed, index, c->token);
-    if (word < least) continue;
-    const double score = c->x + gumbel(word);
-    if (score > best || (score == best && c->token < token)) {
+  const auto consider = [&](const Candidate& c, uint32_t word) {
+    if (word < least) return;
+    const double score = c.x + gumbel(word);
+    if (score > best || (score == best && c.token < token)) {
       best = score;
-      token = c->token;
+      token = c.token;
       least = least_word(best - likely->x);
     }
+  };
+  int64_t i = 0;
+  for (; i + NOISE_BLOCK <= n; i += NOISE_BLOCK) {
+    float largest = kept[i].x;
+    for (int64_t j = 1; j < NOISE_BLOCK; j++) largest = std::max(largest, kept[i + j].x);
+    if (largest + MAX_GUMBEL < best) continue;
+    uint32_t words[NOISE_BLOCK];
+    noise_words(seed, index, kept + i, words);
+    for (int64_t j = 0; j < NOISE_BLOCK; j++) consider(kept[i + j], words[j]);
   }
+  for (; i < n; i++) consider(kept[i], noise_word(seed, index, kept[i].token));
   return token;
 }
 
@@ -84,7 +94,18 @@ void write_top(int64_t vocab, const float* logits, double normaliser, int32_t n,
   }
 }
 
+NoiseWords noise_of(const Kernels& kernels) {
+#if defined(__x86_64__)
+  if (kernels.id != MOELA_KERNELS_REFERENCE) return noise_words_avx2;
+#endif
+  return noise_words_reference;
+}
+
 }  // namespace
+
+void noise_words_reference(uint64_t seed, uint32_t index, const Candidate* kept, uint32_t* words) {
+  for (int64_t i = 0; i < NOISE_BLOCK; i++) words[i] = noise_word(seed, index, kept[i].token);
+}
 
 void sample(Context& context, int64_t vocab, const float* in) {
   const StepView& step = context.step;
@@ -94,6 +115,7 @@ void sample(Context& context, int64_t vocab, const float* in) {
     const moela_sampling& s = step.samplings[row];
     history = std::max<int64_t>(history, int64_t{s.n_prompt} + s.n_output + step.n_drawn);
   }
+  const NoiseWords noise = noise_of(context.kernels);
   // Processed logits, candidates (two words each), history.
   for (Scratch& scratch : context.scratch) scratch.get(3 * vocab + history);
   context.threads.parallel_for(step.n_logits, [&](int64_t row, int thread) {
@@ -112,7 +134,7 @@ void sample(Context& context, int64_t vocab, const float* in) {
     int32_t token =
         s.temperature == 0
             ? argmax(vocab, processed)
-            : draw(s.seed, s.index + step.n_drawn, filter(s, vocab, processed, kept), kept);
+            : draw(noise, s.seed, s.index + step.n_drawn, filter(s, vocab, processed, kept), kept);
     // A mask wins over whatever forbids all that it allows.
     if (s.mask >= 0 && !(processed[token] > -std::numeric_limits<float>::infinity())) {
       token = likeliest_allowed(vocab, logits, step.aux + s.mask);

@@ -22,7 +22,7 @@ interface Request {
   seed: number;
 }
 
-/** Prompts of 1 to 200 tokens, answers of 20 to 120: a mix that a seed fixes. */
+/** Prompts of 1 to 80 tokens, answers of 20 to 120: a mix that a seed fixes. */
 function mixedRequests(vocab_size: number): Request[] {
   let state = 1;
   const below = (n: number) => {
@@ -30,7 +30,7 @@ function mixedRequests(vocab_size: number): Request[] {
     return state % n;
   };
   return Array.from({ length: 50 }, (_, seed) => ({
-    tokens: Array.from({ length: 1 + below(200) }, () => below(vocab_size)),
+    tokens: Array.from({ length: 1 + below(80) }, () => below(vocab_size)),
     maxTokens: 20 + below(101),
     seed,
   }));

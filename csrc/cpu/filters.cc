@@ -56,7 +56,7 @@ int64_t top_k(int64_t k, int64_t n, Candidate* kept) {
 
 double mass(int64_t n, const Candidate* kept) {
   double sum = 0;
-  for (int64_t i = 0; i < n; i++) sum += std::exp(static_cast<double>(kept[i].x));
+  for (int64_t i = 0; i < n; i++) sum += std::exp(kept[i].x);
   return sum;
 }
 
@@ -94,7 +94,7 @@ int64_t top_p(double p, int64_t n, Candidate* kept) {
   const double floor = std::log((1 - p) * whole / static_cast<double>(n)) - 1e-6;
   n = std::partition(kept, kept + n, [&](const Candidate& c) { return c.x >= floor; }) - kept;
   return take(p * whole, n, kept, before,
-              [](const Candidate& c) { return std::exp(static_cast<double>(c.x)); });
+              [](const Candidate& c) { return static_cast<double>(std::exp(c.x)); });
 }
 
 // Keeps what has at least p times the largest probability.
@@ -129,12 +129,13 @@ int64_t typical_p(double p, int64_t n, Candidate* kept) {
 int64_t scale(double temperature, int64_t n, Candidate* kept) {
   float largest = NEVER;
   for (int64_t i = 0; i < n; i++) largest = std::max(largest, kept[i].x);
+  const double factor = 1 / temperature;
   int64_t left = 0;
   for (int64_t i = 0; i < n; i++) {
-    const float x = kept[i].x == largest ? 0
-                                         : static_cast<float>((static_cast<double>(kept[i].x) -
-                                                               largest) / temperature);
-    if (x > NEVER) kept[left++] = {x, kept[i].token};
+    const double below = static_cast<double>(kept[i].x) - largest;
+    const float x = kept[i].x == largest ? 0 : static_cast<float>(below * factor);
+    kept[left] = {x, kept[i].token};
+    left += x > NEVER;
   }
   return left;
 }
@@ -200,7 +201,8 @@ int32_t moela_filter(const moela_sampling* sampling, const int32_t* aux, int32_t
     std::vector<Candidate> kept(vocab);
     process_logits(input, vocab, logits, x.data(), ids.data());
     const int64_t n = filter(*sampling, vocab, x.data(), kept.data());
-    const double sum = mass(n, kept.data());
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += std::exp(static_cast<double>(kept[i].x));
     std::fill(probabilities, probabilities + vocab, 0.0f);
     for (int64_t i = 0; i < n; i++) {
       const double power = std::exp(static_cast<double>(kept[i].x));

@@ -13,7 +13,8 @@
  *
  * @module
  */
-export { Cache, type CacheType } from "./src/cache/cache.ts";
+export { Cache } from "./src/cache/cache.ts";
+export type { CacheType } from "./src/cache/type.ts";
 export type { CacheOptions } from "./src/cache/store.ts";
 export {
   CacheBusyError,
@@ -35,6 +36,7 @@ export type { Grammar } from "./src/grammar/grammar.ts";
 export type { GenerateOptions } from "./src/generate/options.ts";
 export type {
   Fp8Quantization,
+  GroupQuantization,
   ModelConfig,
   ModelType,
   YarnScaling,
@@ -49,6 +51,9 @@ export {
   type MemoryUse,
   Model,
 } from "./src/model/model.ts";
+export { createHandler, type Handler } from "./src/server/handler.ts";
+export type { LogEntry } from "./src/server/log.ts";
+export type { ServerOptions } from "./src/server/options.ts";
 export type { Message } from "./src/text/message.ts";
 export {
   type ChatTemplateOptions,

@@ -92,6 +92,7 @@ struct Launch {
   int32_t bucket;        // rows (or logits rows) of the step at most: what grids are sized for
   int32_t absorbed;      // of them on the absorbed path at most; the rest may be projected
   int64_t context;       // keys of a projected segment at most; 0 in decode programs
+  int64_t projected_keys; // sum over projected segments of their keys, each rounded up to 128
   int32_t sms;           // multiprocessors
   bool hopper;           // sm_90a kernels may be used
   bool overlap;          // programmatic dependent launch: see launch.h

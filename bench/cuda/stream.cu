@@ -1,0 +1,174 @@
+// Checks the stream family of products on random data: all types, odd shapes. Integer types to the
+// bit against the host's replica of the group arithmetic, the others against float64.
+#include "cuda/fused.h"
+#include "support.cuh"
+
+namespace bench {
+namespace {
+
+int failures = 0;
+
+void report(const char* what, int dtype, int64_t n, int64_t k, double worst, bool good) {
+  if (!good) failures++;
+  printf("%s %-28s %-5s n %6lld k %6lld worst %.2e\n", good ? "ok  " : "FAIL", what,
+         type_name(dtype), static_cast<long long>(n), static_cast<long long>(k), worst);
+}
+
+// The error of y against the reference over all rows (or some of many).
+double worst_error(int dtype, uint64_t seed, int64_t n, int64_t k, const float* x, const float* y,
+                   const float* residual) {
+  double worst = 0;
+  const int64_t stride = n * k > 2000000 ? 37 : 1;
+  for (int64_t row = 0; row < n; row += stride) {
+    const Reference r = reference(dtype, seed, k, row, x);
+    const float add = residual ? residual[row] : 0;
+    if (dtype == MOELA_INT8 || dtype == MOELA_INT4) {
+      const float want = residual ? r.exact + add : r.exact;
+      if (as_bits(want) != as_bits(y[row]) && !(want == 0 && y[row] == 0)) {
+        worst = std::fmax(worst, 1e-3 + std::fabs(want - y[row]));
+      }
+    } else {
+      const double error = std::fabs(r.value + add - y[row]) / (r.size + std::fabs(add) + 1e-20);
+      worst = std::isnan(error) ? 1e9 : std::fmax(worst, error);
+    }
+  }
+  return worst;
+}
+
+Launch at{};
+
+void check_linear(int dtype, int64_t n1, int64_t n2, int64_t k, bool residual) {
+  const uint64_t seed = n1 * 7 + k * 13 + dtype;
+  const Weight w1 = make_weight(dtype, 1, n1, k, seed), w2 = make_weight(dtype, 1, n2, k, seed + 5);
+  float* x = make_floats(k, seed + 1);
+  float* add = make_floats(n1, seed + 2);
+  float *y1 = make_floats(n1, 0, NAN), *y2 = make_floats(n2, 0, NAN);
+  const DecodeLinear p[2] = {{w1, residual ? add : nullptr, y1}, {w2, nullptr, y2}};
+  if (!decode_linear_fits(at, p, 2)) return;
+  decode_linear(at, MOELA_ROWS_ALL, {{x, MOELA_F32}, nullptr, 0}, p, 2);
+  const auto hx = read(x, k), h1 = read(y1, n1), h2 = read(y2, n2), ha = read(add, n1);
+  const double worst = std::fmax(
+      worst_error(dtype, seed, n1, k, hx.data(), h1.data(), residual ? ha.data() : nullptr),
+      worst_error(dtype, seed + 5, n2, k, hx.data(), h2.data(), nullptr));
+  report("decode_linear", dtype, n1, k, worst, worst < 2e-6);
+  for (const void* f : {(const void*)w1.data, (const void*)w2.data, (const void*)x,
+                        (const void*)add, (const void*)y1, (const void*)y2}) {
+    OK(cudaFree(const_cast<void*>(f)));
+  }
+}
+
+// gate_up and down of experts against the host, from the device's own intermediate values.
+void check_experts(int dtype, int experts, int top_k, int64_t d, int64_t moe, int64_t shared) {
+  const uint64_t seed = 100000 + d + moe + dtype;
+  DecodeExperts e{};
+  e.shape = {experts, top_k, 1, 1, MOELA_SCORE_SOFTMAX, MOELA_GROUP_NONE, false, 1.5f};
+  e.logits = make_floats(experts, seed, 2);
+  if (top_k) {
+    e.gate = make_weight(dtype, experts, moe, d, seed + 1000);
+    e.up = make_weight(dtype, experts, moe, d, seed + 2000);
+    e.down = make_weight(dtype, experts, d, moe, seed + 3000);
+  }
+  if (shared) {
+    e.shared_gate = make_weight(dtype, 1, shared, d, seed + 4000);
+    e.shared_up = make_weight(dtype, 1, shared, d, seed + 5000);
+    e.shared_down = make_weight(dtype, 1, d, shared, seed + 6000);
+  }
+  float *x = make_floats(d, seed + 3), *add = make_floats(d, seed + 4);
+  float *routed = make_floats(top_k * moe + 1, 0, NAN), *out = make_floats(d, 0, NAN);
+  e.routed = routed;
+  e.shared = make_floats(shared + 1, 0, NAN);
+  e.weights = make_floats(32, 0, NAN);
+  OK(cudaMalloc(&e.chosen, 256));
+  if (!decode_experts_fits(at, e)) {
+    printf("     experts do not fit: %s d %lld\n", type_name(dtype), (long long)d);
+    return;
+  }
+  decode_gate_up(at, {{x, MOELA_F32}, nullptr, 0}, e);
+  decode_down(at, e, add, out);
+  const auto hx = read(x, d), ha = read(add, d), hl = read(e.logits, experts);
+  const auto hr = read(routed, top_k * moe), hs = read(e.shared, shared), hout = read(out, d);
+  const auto hw = read(e.weights, top_k);
+  const auto hc = read(e.chosen, top_k);
+  double sum = 0, worst = 0;
+  for (float l : hl) sum += std::exp(static_cast<double>(l));
+  std::vector<bool> taken(experts);
+  for (int r = 0; r < top_k; r++) {
+    int best = -1;
+    for (int i = 0; i < experts; i++) {
+      if (!taken[i] && (best < 0 || hl[i] > hl[best])) best = i;
+    }
+    taken[best] = true;
+    const double want = std::exp(static_cast<double>(hl[best])) / sum * 1.5;
+    worst = std::fmax(worst, best != hc[r] ? 9 : std::fabs(want - hw[r]) / want);
+  }
+  report("route", dtype, experts, top_k, worst, worst < 1e-5);
+  const auto silu = [](double gate, double up) { return gate / (1 + std::exp(-gate)) * up; };
+  worst = 0;
+  const int64_t stride = d > 1000 ? 29 : 1;
+  for (int64_t i = 0; i < shared; i += stride) {
+    const Reference g = reference(dtype, seed + 4000, d, i, hx.data());
+    const Reference u = reference(dtype, seed + 5000, d, i, hx.data());
+    worst = std::fmax(worst, std::fabs(silu(g.value, u.value) - hs[i]) / (g.size * u.size + 1e-9));
+    if (std::isnan(hs[i])) worst = 1e9;
+  }
+  for (int r = 0; r < top_k; r++) {
+    for (int64_t i = r; i < moe; i += stride) {
+      const Reference g = reference(dtype, seed + 1000 + hc[r], d, i, hx.data());
+      const Reference u = reference(dtype, seed + 2000 + hc[r], d, i, hx.data());
+      const float y = hr[r * moe + i];
+      worst = std::fmax(worst, std::fabs(silu(g.value, u.value) - y) / (g.size * u.size + 1e-9));
+      if (std::isnan(y)) worst = 1e9;
+    }
+  }
+  report("decode_gate_up", dtype, moe, d, worst, worst < 1e-6);
+  worst = 0;
+  for (int64_t i = 0; i < d; i += stride) {
+    double want = ha[i], size = std::fabs(ha[i]);
+    for (int r = 0; r < top_k; r++) {
+      const Reference y = reference(dtype, seed + 3000 + hc[r], moe, i, hr.data() + r * moe);
+      want += hw[r] * y.value;
+      size += hw[r] * y.size;
+    }
+    if (shared) {
+      const Reference y = reference(dtype, seed + 6000, shared, i, hs.data());
+      want += y.value;
+      size += y.size;
+    }
+    worst = std::fmax(worst, std::fabs(want - hout[i]) / size);
+    if (std::isnan(hout[i])) worst = 1e9;
+  }
+  report("decode_down", dtype, d, moe, worst, worst < 1e-6);
+}
+
+}  // namespace
+}  // namespace bench
+
+int main() {
+  using namespace bench;
+  OK(cudaStreamCreate(&at.stream));
+  Counts counts{1, 1, 1, 1};
+  Counts* device_counts;
+  OK(cudaMalloc(&device_counts, sizeof counts));
+  OK(cudaMemcpy(device_counts, &counts, sizeof counts, cudaMemcpyHostToDevice));
+  at.step.counts = device_counts;
+  at.bucket = at.absorbed = 1;
+  at.sms = 132;
+  at.hopper = true;
+  for (int overlap = 0; overlap < 2; overlap++) {
+    at.overlap = overlap;
+    for (int dtype : {MOELA_BF16, MOELA_FP8, MOELA_INT8, MOELA_INT4}) {
+      check_linear(dtype, 3072, 576, 2048, false);
+      check_linear(dtype, 2048, 7, 10944, true);
+      check_linear(dtype, 1, 1, 16, true);
+      check_linear(dtype, 259, 129, 96, true);
+      check_linear(dtype, 20000, 33, 400, false);
+      check_experts(dtype, 64, 6, 2048, 1408, 2816);
+      check_experts(dtype, 16, 4, 256, 96, 192);
+      check_experts(dtype, 8, 2, 48, 80, 0);
+      check_experts(dtype, 8, 0, 256, 0, 720);
+    }
+  }
+  OK(cudaDeviceSynchronize());
+  printf("%d failures\n", failures);
+  return failures != 0;
+}

@@ -1,0 +1,203 @@
+// The stream family of products: one group of 128 columns of K for 16 rows of a weight and 8 tokens.
+//
+// Weights are the A operand of mma.sync, read from memory in 16-byte pieces that are already in the
+// order of a fragment: K is permuted within a group, alike for A and B, so that a lane's 16 bytes
+// hold just its own elements. Lane l has rows l / 4 and l / 4 + 8 of the tile (A), token l / 4 (B)
+// and, of the result, rows l / 4 and l / 4 + 8 at tokens 2 (l % 4) and 2 (l % 4) + 1.
+//
+// The order of summation is the same for every number of rows: MMAs of a group in ascending order
+// of K from zero, the group's sum times its scales rounded to f32, groups added in ascending order.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/launch.h"
+
+namespace moela::cuda {
+
+constexpr int STREAM_GROUP = 128;
+constexpr int STREAM_TILE = 16;
+
+__device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                         uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void mma_s8(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                       uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ float bf16_value(uint32_t bits) { return __uint_as_float(bits << 16); }
+
+// Two floats rounded to bf16, `low` in the low half.
+__device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+// Four E4M3 bytes as bf16: elements 0 and 1 in `low`, 2 and 3 in `high`. Exact: the bits are moved
+// to where bf16 has them, and the difference of exponent biases, 2^120, is multiplied back.
+__device__ __forceinline__ void bf16_of_fp8(uint32_t bytes, uint32_t& low, uint32_t& high) {
+  const uint32_t order = __byte_perm(bytes, 0, 0x3120);
+  const uint32_t first = order << 8;
+  constexpr uint32_t FACTOR = 0x7b807b80, ZERO = 0x80008000;
+  const uint32_t l = (first & 0x80008000) | ((first & 0x7f007f00) >> 4);
+  const uint32_t h = (order & 0x80008000) | ((order & 0x7f007f00) >> 4);
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(low) : "r"(l), "r"(FACTOR), "r"(ZERO));
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(high) : "r"(h), "r"(FACTOR), "r"(ZERO));
+}
+
+// What differs between types. PIECES: 16-byte pieces of a lane, a group: piece p is of row half
+// p % 2, bytes 64 (p / 2) + 16 (lane % 4) of the row's GROUP_BYTES. X_BYTES: of a prepared token's
+// element. SCALE_SHIFT: scales are read 4 bytes at a time; log2 of scales in them.
+template <int DTYPE>
+struct StreamType;
+
+template <>
+struct StreamType<MOELA_BF16> {
+  static constexpr int GROUP_BYTES = 256, PIECES = 8, X_BYTES = 2;
+  static constexpr bool INTEGER = false, SCALED = false;
+  using Sum = float;
+  static constexpr int B_PIECES = 4;
+
+  // Bytes into a token's group that this lane's B piece i begins at.
+  __device__ static int b_offset(int i, int t) { return i * 64 + t * 16; }
+  __device__ static void product(Sum (&c)[4], const uint4 (&a)[PIECES], const uint4 (&b)[4],
+                                 uint32_t, uint32_t, int) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      mma_bf16(c, a[2 * i].x, a[2 * i + 1].x, a[2 * i].y, a[2 * i + 1].y, b[i].x, b[i].y);
+      mma_bf16(c, a[2 * i].z, a[2 * i + 1].z, a[2 * i].w, a[2 * i + 1].w, b[i].z, b[i].w);
+    }
+  }
+};
+
+template <>
+struct StreamType<MOELA_FP8> {
+  static constexpr int GROUP_BYTES = 128, PIECES = 4, X_BYTES = 2;
+  static constexpr bool INTEGER = false, SCALED = true;
+  using Sum = float;
+  static constexpr int B_PIECES = 4;
+
+  __device__ static int b_offset(int i, int t) { return (i / 2) * 128 + t * 32 + (i % 2) * 16; }
+  __device__ static void quarter(Sum (&c)[4], uint32_t a, uint32_t a8, uint32_t b0, uint32_t b1) {
+    uint32_t low, high, low8, high8;
+    bf16_of_fp8(a, low, high);
+    bf16_of_fp8(a8, low8, high8);
+    mma_bf16(c, low, low8, high, high8, b0, b1);
+  }
+  __device__ static void product(Sum (&c)[4], const uint4 (&a)[PIECES], const uint4 (&b)[4],
+                                 uint32_t, uint32_t, int) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      quarter(c, a[2 * i].x, a[2 * i + 1].x, b[2 * i].x, b[2 * i].y);
+      quarter(c, a[2 * i].y, a[2 * i + 1].y, b[2 * i].z, b[2 * i].w);
+      quarter(c, a[2 * i].z, a[2 * i + 1].z, b[2 * i + 1].x, b[2 * i + 1].y);
+      quarter(c, a[2 * i].w, a[2 * i + 1].w, b[2 * i + 1].z, b[2 * i + 1].w);
+    }
+  }
+  __device__ static float scale(uint32_t bits, int64_t) { return __uint_as_float(bits); }
+};
+
+template <>
+struct StreamType<MOELA_INT8> {
+  static constexpr int GROUP_BYTES = 128, PIECES = 4, X_BYTES = 1;
+  static constexpr bool INTEGER = true, SCALED = true;
+  using Sum = int;
+  static constexpr int B_PIECES = 2;
+
+  __device__ static int b_offset(int i, int t) { return i * 64 + t * 16; }
+  __device__ static void product(Sum (&c)[4], const uint4 (&a)[PIECES], const uint4 (&b)[2],
+                                 uint32_t, uint32_t, int) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      mma_s8(c, a[2 * i].x, a[2 * i + 1].x, a[2 * i].y, a[2 * i + 1].y, b[i].x, b[i].y);
+      mma_s8(c, a[2 * i].z, a[2 * i + 1].z, a[2 * i].w, a[2 * i + 1].w, b[i].z, b[i].w);
+    }
+  }
+  // `index` of the scale among the row's: two lie in four bytes.
+  __device__ static float scale(uint32_t bits, int64_t index) {
+    return bf16_value(index % 2 ? bits >> 16 : bits & 0xffff);
+  }
+};
+
+template <>
+struct StreamType<MOELA_INT4> {
+  static constexpr int GROUP_BYTES = 64, PIECES = 2, X_BYTES = 1;
+  static constexpr bool INTEGER = true, SCALED = true;
+  using Sum = int;
+  static constexpr int B_PIECES = 2;
+
+  // A lane's 16 bytes hold 16 columns in their low nibbles and those 32 further on in the high.
+  __device__ static int b_offset(int i, int t) { return (t / 2) * 64 + (t % 2) * 16 + i * 32; }
+  // (q + 8) f + 128 - 8 f = 128 + q f fits in a byte; flipping its top bit makes it q f.
+  __device__ static uint32_t multiply(uint32_t nibbles, uint32_t factor) {
+    return (nibbles * factor + (128 - 8 * factor) * 0x01010101u) ^ 0x80808080u;
+  }
+  __device__ static void quarter(Sum (&c)[4], uint32_t a, uint32_t a8, uint32_t low, uint32_t low8,
+                                 uint32_t high, uint32_t high8, uint32_t b0, uint32_t b1) {
+    constexpr uint32_t MASK = 0x0f0f0f0f;
+    mma_s8(c, multiply(a & MASK, low), multiply(a8 & MASK, low8), multiply((a >> 4) & MASK, high),
+           multiply((a8 >> 4) & MASK, high8), b0, b1);
+  }
+  __device__ static void product(Sum (&c)[4], const uint4 (&a)[PIECES], const uint4 (&b)[2],
+                                 uint32_t scale, uint32_t scale8, int t) {
+    const int shift = 16 + (t / 2) * 8;
+    const uint32_t low = scale >> shift & 15, high = scale >> (shift + 4) & 15;
+    const uint32_t low8 = scale8 >> shift & 15, high8 = scale8 >> (shift + 4) & 15;
+    quarter(c, a[0].x, a[1].x, low, low8, high, high8, b[0].x, b[1].x);
+    quarter(c, a[0].y, a[1].y, low, low8, high, high8, b[0].y, b[1].y);
+    quarter(c, a[0].z, a[1].z, low, low8, high, high8, b[0].z, b[1].z);
+    quarter(c, a[0].w, a[1].w, low, low8, high, high8, b[0].w, b[1].w);
+  }
+  __device__ static float scale(uint32_t bits, int64_t) { return bf16_value(bits & 0xffff); }
+};
+
+// Bytes of a row of a weight.
+template <int DTYPE>
+__host__ __device__ inline int64_t stream_row_bytes(int64_t k) {
+  return DTYPE == MOELA_BF16 ? 2 * k : DTYPE == MOELA_INT4 ? (k + 63) / 64 * 32 : k;
+}
+
+__host__ __device__ inline int64_t stream_groups(int64_t k) {
+  return (k + STREAM_GROUP - 1) / STREAM_GROUP;
+}
+
+// Where four bytes with the scale of (row, group) lie.
+template <int DTYPE>
+__device__ __forceinline__ const char* stream_scale_at(const char* scales, int64_t row, int64_t g,
+                                                       int64_t groups) {
+  if constexpr (DTYPE == MOELA_FP8) return scales + (row / 128 * groups + g) * 4;
+  if constexpr (DTYPE == MOELA_INT8) return scales + (row * groups + g) / 2 * 4;
+  return scales + (row * groups + g) * 4;
+}
+
+// 16 or 4 bytes from global to shared memory in the background; what lies past `bytes` is zero.
+__device__ __forceinline__ void copy16(void* to, const void* from, int bytes) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+               "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void copy4(void* to, const void* from, int bytes) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+}  // namespace moela::cuda

@@ -1,0 +1,34 @@
+// Products of the rows on the projected path by Hopper's warpgroup instructions (sm_90a): the
+// tensor memory accelerator brings weights, rows are gathered in place.
+//
+// Every launcher covers rows [step.begin(MOELA_ROWS_PROJECTED), step.end(MOELA_ROWS_PROJECTED)) of
+// the step alone, whatever their number (none included), in one launch; a grouped one the slots of
+// those rows, in each expert the last of the plan. Call them only where the launch is on Hopper and
+// wgmma_takes() says yes, and leave those rows out of the other family.
+//
+// An element is summed over k in ascending order, 16 at a time by the instruction, in one f32
+// accumulator: its bits depend neither on the number of rows nor on where its row lies.
+#pragma once
+
+#include "cuda/ops.h"
+
+namespace moela::cuda {
+
+// Whether part `p` of a weight [n, k] can be multiplied here: its type, and rows on 16 bytes.
+// `n` is a multiple of 8 for gate_up.
+bool wgmma_takes(const Launch&, const Weight& weight);
+// The same for the pair of gate and up weights.
+bool wgmma_takes(const Launch&, const Weight& gate, const Weight& up, int64_t experts);
+
+// As linear(), gate_up() and expert_down() of ops.h, for the projected rows. Inputs are BF16 or F32;
+// BF16 is much faster, and both give the same bits.
+void linear_wgmma(const Launch&, int64_t n, int64_t k, Tensor in, const Weight& weight,
+                  const float* residual, Tensor out);
+void gate_up_wgmma(const Launch&, int64_t intermediate, int64_t d, int64_t top_k, int64_t experts,
+                   Tensor in, const int32_t* plan, const Weight& gate, const Weight& up,
+                   Tensor out);
+void expert_down_wgmma(const Launch&, int64_t d, int64_t intermediate, int64_t top_k,
+                       int64_t experts, Tensor in, const int32_t* plan, const Weight& down,
+                       Tensor out);
+
+}  // namespace moela::cuda

@@ -1,0 +1,46 @@
+// GATE_UP of the projected rows: out [R k, I] = silu(x G_e^T) * (x U_e^T), x the row slot / k of in
+// [R, d] and e the slot's expert; without a plan all rows through part 0.
+#include "cuda/wgmma.h"
+#include "cuda/wgmma_launch.cuh"
+
+namespace moela::cuda {
+
+bool wgmma_takes(const Launch& at, const Weight& gate, const Weight& up, int64_t experts) {
+  const int64_t apart = gate.data < up.data ? up.data - gate.data : gate.data - up.data;
+  return at.hopper && wgmma_takes_matrix(gate) && wgmma_takes_matrix(up) && gate.rows % 8 == 0 &&
+         part_stride(gate) == part_stride(up) && apart > 0 && apart < (int64_t{1} << 40) &&
+         experts <= WGMMA_EXPERTS;
+}
+
+void gate_up_wgmma(const Launch& at, int64_t intermediate, int64_t d, int64_t top_k,
+                   int64_t experts, Tensor in, const int32_t* plan, const Weight& gate,
+                   const Weight& up, Tensor out) {
+  WgmmaProblem problem{};
+  problem.counts = at.step.counts;
+  problem.plan = plan;
+  problem.experts = plan == nullptr ? 1 : static_cast<int32_t>(experts);
+  problem.top_k = plan == nullptr ? 1 : static_cast<int32_t>(top_k);
+  problem.in_divisor = problem.top_k;
+  problem.n = static_cast<int32_t>(intermediate);
+  problem.k = static_cast<int32_t>(d);
+  problem.up_first = up.data < gate.data;
+  problem.out_bf16 = out.dtype == MOELA_BF16;
+  problem.in = in.data;
+  problem.out = out.data;
+  const bool f32 = in.dtype == MOELA_F32;
+  const int mb = f32 ? 1
+                     : wgmma_blocks_of_64(at, intermediate * 2, at.bucket * problem.top_k,
+                                          problem.experts);
+  const int cluster = getenv("C") ? atoi(getenv("C")) : 1;
+  const CUtensorMap map = problem.up_first ? pair_map(up, gate, mb, cluster)
+                                           : pair_map(gate, up, mb, cluster);
+#ifdef WITH_F32
+  if (f32) {
+    launch_wgmma<1, true, true, 1>(at, map, problem, intermediate * 2);
+    return;
+  }
+#endif
+  if (mb == 1 && cluster == 1) launch_wgmma<1, true, false, 1>(at, map, problem, intermediate * 2);
+}
+
+}  // namespace moela::cuda

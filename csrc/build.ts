@@ -25,7 +25,10 @@ function target(args: string[]): Target {
   }
   const build = new URL("build/", ROOT);
   if (args.includes("--cuda")) {
-    return { name: "moela_cuda", out: build, options: ["-DMOELA_CUDA=ON"] };
+    // All that are supported unless the variable says which, such as 90a: each takes its time.
+    const archs = Deno.env.get("MOELA_CUDA_ARCHS") ?? "80;90a";
+    const options = ["-DMOELA_CUDA=ON", `-DMOELA_CUDA_ARCHS=${archs}`];
+    return { name: "moela_cuda", out: build, options };
   }
   return args.includes("--sanitize")
     ? {
@@ -85,6 +88,22 @@ async function run(command: string, args: string[]) {
   }
 }
 
+async function needNvcc() {
+  try {
+    await new Deno.Command(Deno.env.get("CUDACXX") ?? "nvcc", {
+      args: ["--version"],
+      stdout: "null",
+      stderr: "null",
+    }).output();
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    throw new Error(
+      "Cannot build the CUDA library: nvcc is not installed; the CUDA toolkit (12.8 or later) has it. " +
+        "The CPU library works without: 'deno task build'",
+    );
+  }
+}
+
 async function current(library: URL, stamp: URL, id: string): Promise<boolean> {
   try {
     await Deno.stat(library);
@@ -100,6 +119,7 @@ async function buildLibrary({ name, out, options }: Target) {
   const library = new URL(`lib${name}.${SUFFIX}`, out);
   const stamp = new URL(`lib${name}.id`, out);
   if (await current(library, stamp, id)) return;
+  if (name === "moela_cuda") await needNvcc();
   console.error(`Building ${library.pathname.slice(ROOT.pathname.length)} …`);
   await Deno.mkdir(out, { recursive: true });
   const work = new URL(`cmake-${name}/`, out).pathname;
@@ -112,7 +132,8 @@ async function buildLibrary({ name, out, options }: Target) {
     `-DMOELA_BUILD_ID=${id}`,
     ...options,
   ]);
-  await run("cmake", ["--build", work, "--target", name, "--parallel"]);
+  const jobs = String(navigator.hardwareConcurrency);
+  await run("cmake", ["--build", work, "--target", name, "--parallel", jobs]);
   // To a name of its own, then renamed: a library that some process has open is never overwritten.
   const fresh = new URL(`lib${name}.${crypto.randomUUID()}.tmp`, out);
   await Deno.copyFile(`${work}lib${name}.${SUFFIX}`, fresh);

@@ -1,12 +1,22 @@
 import { DisposedError, NativeError } from "../src/errors.ts";
 import { KernelSet, type KernelSetName } from "./enums.ts";
-import { type Library, openLibrary } from "./library.ts";
+import {
+  type Library,
+  libraryExists,
+  type LibraryKind,
+  openLibrary,
+} from "./library.ts";
 import { ErrorBuffer } from "./status.ts";
 import { DeviceInfo, DeviceOptions } from "./structs.ts";
 
+/** A device by name: the CPU, or a CUDA GPU by its number (0 when absent). */
+export type DeviceName = "cpu" | "cuda" | `cuda:${number}`;
+
 /** Options of {@link NativeDevice}. */
 export interface NativeDeviceOptions {
-  /** Threads, the calling one included; default: as many as the process may use. */
+  /** Default: the one that `kernels` belong to, else the CPU. */
+  device?: DeviceName;
+  /** Threads of the host, the calling one included; default: as many as the process may use. */
   threads?: number;
   /** Which kernels; default: the best that the device has. */
   kernels?: KernelSetName;
@@ -14,7 +24,7 @@ export interface NativeDeviceOptions {
 
 /** What a device is and has. */
 export interface NativeDeviceInfo {
-  /** Processor. */
+  /** Processor or GPU. */
   name: string;
   /** Kernels in use. */
   kernels: KernelSetName;
@@ -22,19 +32,35 @@ export interface NativeDeviceInfo {
   available: KernelSetName[];
   /** Threads in use, the calling one included. */
   threads: number;
-  /** Bytes of the machine. */
+  /** Bytes of the machine or the GPU. */
   memoryTotal: number;
-  /** Bytes available: the smaller of the system's and what the cgroup leaves. */
+  /** Bytes available; on the CPU the smaller of the system's and what the cgroup leaves. */
   memoryFree: number;
 }
 
 const kernelNames = Object.keys(KernelSet) as KernelSetName[];
+const cudaKernels: readonly (KernelSetName | undefined)[] = ["generic", "sm90"];
+
+/** Which library runs a device, and its number there. */
+function parseDevice(
+  { device, kernels }: NativeDeviceOptions,
+): { kind: LibraryKind; index: number } {
+  if (device === undefined) {
+    return { kind: cudaKernels.includes(kernels) ? "cuda" : "cpu", index: 0 };
+  }
+  const [, kind, index] = /^(cpu|cuda)(?::(\d{1,4}))?$/.exec(device) ?? [];
+  if (kind === "cuda") return { kind, index: Number(index ?? 0) };
+  if (kind === "cpu" && index === undefined) return { kind, index: 0 };
+  throw new RangeError(
+    `Cannot open the device: "${device}" is none; "cpu", "cuda" and "cuda:1" are`,
+  );
+}
 
 // A device that is dropped without dispose() takes its threads with it.
 const finalizer = new FinalizationRegistry<() => void>((destroy) => destroy());
 
 /**
- * A device of the kernel library: on the CPU a pool of threads and a set of kernels.
+ * A device of a kernel library: on the CPU a pool of threads and a set of kernels, or a GPU.
  *
  * @example
  * ```ts
@@ -47,19 +73,25 @@ const finalizer = new FinalizationRegistry<() => void>((destroy) => destroy());
 export class NativeDevice implements Disposable {
   /** The library that it belongs to. */
   readonly library: Library;
+  /** "cpu", or "cuda:0" and so on. */
+  readonly device: string;
   #handle: Deno.PointerValue;
 
   /**
    * Opens a device.
    *
-   * @throws NativeError when the kernels asked for are not available
+   * @throws NativeError when there is no such device or library, or the kernels asked for are not
+   * available; RangeError for a name that no device has
    */
   constructor(options: NativeDeviceOptions = {}) {
-    this.library = openLibrary("cpu");
+    const { kind, index } = parseDevice(options);
+    this.library = openLibrary(kind);
+    this.device = kind === "cpu" ? kind : `${kind}:${index}`;
     const err = new ErrorBuffer();
     const { symbols } = this.library;
     const handle = symbols.moela_device_create(
       DeviceOptions.encode({
+        index,
         threads: options.threads ?? 0,
         kernels: KernelSet[options.kernels ?? "auto"],
       }),
@@ -132,5 +164,16 @@ export class NativeDevice implements Disposable {
     finalizer.unregister(this);
     this.library.symbols.moela_device_destroy(this.#handle);
     this.#handle = null;
+  }
+}
+
+/** Whether the CUDA library and a GPU that it runs on are here; asks for no permission. */
+export function cudaWorks(): boolean {
+  if (!libraryExists("cuda")) return false;
+  try {
+    using device = new NativeDevice({ device: "cuda", threads: 1 });
+    return device.library.kind === "cuda";
+  } catch {
+    return false;
   }
 }

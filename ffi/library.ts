@@ -9,6 +9,9 @@ import { SYMBOLS } from "./symbols.ts";
  */
 export type Symbols = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
 
+/** A kernel library: for the CPU, or for CUDA GPUs. */
+export type LibraryKind = "cpu" | "cuda";
+
 /** An opened and checked kernel library. It is never closed: a call may be running on it. */
 export interface Library {
   /**
@@ -16,6 +19,8 @@ export interface Library {
    * @internal
    */
   readonly symbols: Symbols;
+  /** What it runs on. */
+  readonly kind: LibraryKind;
   /** Where it was opened. */
   readonly path: string;
   /** Hash of the sources that the library was built from. */
@@ -26,16 +31,28 @@ const opened = new Map<string, Library>();
 
 const SUFFIX = Deno.build.os === "darwin" ? "dylib" : "so";
 const FILES = {
-  cpu: { file: `libmoela.${SUFFIX}`, task: "deno task build" },
-  cuda: { file: `libmoela_cuda.${SUFFIX}`, task: "deno task build:cuda" },
+  cpu: {
+    file: `libmoela.${SUFFIX}`,
+    task: "deno task build",
+    variable: "MOELA_LIBRARY",
+  },
+  cuda: {
+    file: `libmoela_cuda.${SUFFIX}`,
+    task: "deno task build:cuda",
+    variable: "MOELA_CUDA_LIBRARY",
+  },
 };
 
-/** `MOELA_LIBRARY` names another CPU library, when the process may read that variable. */
-function pathFromEnvironment(): string | undefined {
-  const permission = { name: "env", variable: "MOELA_LIBRARY" } as const;
-  return Deno.permissions.querySync(permission).state === "granted"
-    ? Deno.env.get("MOELA_LIBRARY")
-    : undefined;
+/**
+ * `MOELA_LIBRARY` and `MOELA_CUDA_LIBRARY` name other files than the built ones, when the process may
+ * read those variables.
+ */
+function pathOf(kind: LibraryKind): string {
+  const { file, variable } = FILES[kind];
+  const permission = { name: "env", variable } as const;
+  const granted = Deno.permissions.querySync(permission).state === "granted";
+  return (granted ? Deno.env.get(variable) : undefined) ??
+    decodeURI(new URL(`../build/${file}`, import.meta.url).pathname);
 }
 
 function readText(
@@ -100,11 +117,9 @@ function check(symbols: Symbols, path: string, task: string) {
  * @throws NativeError when it is missing (with the path tried and the task that builds it) or was
  * built from other sources; `Deno.errors.NotCapable` without permission for it
  */
-export function openLibrary(kind: "cpu" | "cuda" = "cpu"): Library {
-  const { file, task } = FILES[kind];
-  const built = new URL(`../build/${file}`, import.meta.url);
-  const path = (kind === "cpu" ? pathFromEnvironment() : undefined) ??
-    decodeURI(built.pathname);
+export function openLibrary(kind: LibraryKind = "cpu"): Library {
+  const { task } = FILES[kind];
+  const path = pathOf(kind);
   const known = opened.get(path);
   if (known) return known;
   let symbols: Symbols;
@@ -119,7 +134,24 @@ export function openLibrary(kind: "cpu" | "cuda" = "cpu"): Library {
   }
   check(symbols, path, task);
   const buildId = readText((out, size) => symbols.moela_build_id(out, size));
-  const library = { symbols, path, buildId };
+  const library = { symbols, kind, path, buildId };
   opened.set(path, library);
   return library;
+}
+
+/**
+ * Whether the library of a kind is there and may be opened. Asks for no permission: without those
+ * for its file it is taken for absent.
+ */
+export function libraryExists(kind: LibraryKind): boolean {
+  const path = pathOf(kind);
+  const granted = (["read", "ffi"] as const).every((name) =>
+    Deno.permissions.querySync({ name, path }).state === "granted"
+  );
+  if (!granted) return false;
+  try {
+    return Deno.statSync(path).isFile;
+  } catch {
+    return false;
+  }
 }

@@ -185,7 +185,7 @@ export class NativeModel extends PageCalls implements Disposable {
   /** Adds a pool of cache pages; returns its id. */
   addPool(
     pool: {
-      dtype: "f32" | "bf16";
+      dtype: "f32" | "bf16" | "fp8" | "int8" | "int6";
       layers: number;
       kv_lora_rank: number;
       qk_rope_head_dim: number;

@@ -1,4 +1,5 @@
 import type { GroupScore, Scoring } from "./enums.ts";
+import type { WeightDType } from "./weight.ts";
 
 /** A weight of a model: `count` matrices `[rows, cols]`. */
 export interface WeightRef {
@@ -11,7 +12,7 @@ export interface WeightRef {
   /** Matrices: the experts of a layer, else 1. */
   readonly count: number;
   /** Element type on the device. */
-  readonly dtype: "f32" | "bf16" | "f64";
+  readonly dtype: WeightDType | "f64";
 }
 
 /** A symbolic tensor of a program: `cols` elements for each row. */

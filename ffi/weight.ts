@@ -1,3 +1,6 @@
+/** Types that weights run in: the formats are written beside `moela_weight_desc`. */
+export type WeightDType = "f32" | "bf16" | "fp8" | "int8" | "int4";
+
 /** Where one matrix of a weight is. */
 export type NativeWeightPart =
   & { file: number; offset: number }
@@ -5,10 +8,10 @@ export type NativeWeightPart =
 
 /** A weight of `parts.length` matrices `[rows, cols]`. */
 export interface NativeWeight {
-  /** Type in the file. */
-  stored: "f32" | "bf16" | "f16" | "fp8";
+  /** Type in the file; of a generated weight "f32" or "bf16". */
+  stored: WeightDType | "f16";
   /** Type wanted. */
-  dtype: "f32" | "bf16";
+  dtype: WeightDType;
   /** Rows of each matrix: outputs. */
   rows: number;
   /** Columns of each matrix: inputs. */

@@ -57,7 +57,7 @@ Deno.test("moela_build_id tells which sources the library was built from", () =>
 
 Deno.test("NativeDevice refuses kernels that are not available", () => {
   assertThrows(
-    () => new NativeDevice({ kernels: "sm90" }),
+    () => new NativeDevice({ device: "cpu", kernels: "sm90" }),
     NativeError,
     "kernels 'sm90' are not available here",
   );

@@ -17,7 +17,12 @@ import { openLibrary } from "../ffi/mod.ts";
 import { makeCheckpoint } from "./support/checkpoint.ts";
 import { reducedConfig } from "./support/family.ts";
 import { changeJson, inFolder } from "./support/folder.ts";
-import { assertSameBits, type Floats, kernelSets } from "./support/ops.ts";
+import {
+  assertSameBits,
+  cpuKernelSets,
+  type Floats,
+  kernelSets,
+} from "./support/ops.ts";
 
 // Before the tests: a library opened within one counts as a leak of it.
 openLibrary();
@@ -128,8 +133,8 @@ Deno.test("loadModel() rejects bad arguments with TypeError or RangeError", asyn
     ["prefixCacheBytes", ["2", null, []], [-1, 0.5, NaN]],
     ["maxBatch", ["2", null, {}], [0, -1, 1.5, 100000]],
     ["weights", [8, null, {}], ["", "f64", "F32", "int3"]],
-    ["kernels", [8, null, Symbol("avx2")], ["", "avx3", "sm90"]],
-    ["device", [0, null, {}], ["", "gpu"]],
+    ["kernels", [8, null, Symbol("avx2")], ["", "avx3", "sm80"]],
+    ["device", [0, null, {}], ["", "gpu", "cuda:", "cuda:x"]],
     ["onProgress", [1, null, "log"], []],
     ["signal", [1, null, {}, new AbortController()], []],
   ];
@@ -261,6 +266,10 @@ Deno.test("loadModel() takes kernels by name, and says which there are", async (
       await using model = await loadModel(NANO, { kernels });
       const used = model.inspect().device.info().kernels;
       assertEquals(used, kernels === "auto" ? kernelSets.at(-1) : kernels);
+      assertEquals(
+        model.device,
+        cpuKernelSets.includes(used) ? "cpu" : "cuda:0",
+      );
     } else {
       await rejects(
         loadModel(NANO, { kernels }),

@@ -16,10 +16,18 @@ void gemm_nt_avx2(int32_t b_dtype, int64_t m, int64_t n, int64_t k, const float*
                   const void* b, int64_t ldb, float* c, int64_t ldc, bool add);
 void gemm_nn_avx2(int32_t b_dtype, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
                   const void* b, int64_t ldb, float* c, int64_t ldc, bool add);
+void gemm_nt_scaled_avx2(const WeightRows& b, int64_t m, int64_t n, const float* a, int64_t lda,
+                         float* c, int64_t ldc, bool add);
+void gemm_nn_scaled_avx2(const WeightRows& b, int64_t m, int64_t k, const float* a, int64_t lda,
+                         float* c, int64_t ldc, bool add);
+int64_t packed_bytes_avx2(int32_t dtype, int64_t m, int64_t k);
+void pack_avx2(int32_t dtype, int64_t m, int64_t k, const float* const* rows, char* out);
+void gemm_packed_avx2(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c,
+                      int64_t ldc, bool add);
 
 namespace {
 
-// The first `count` < 8 lanes.
+// The first `count` lanes, all from 8 on.
 inline __m256i first_lanes(int64_t count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)),
                             _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -3,6 +3,7 @@
 // DeepSeek-V2, arXiv 2405.04434, eq. 41 to 43 (c_t^KV and k_t^R are all that is cached).
 #include <cstring>
 
+#include "cache_format.h"
 #include "mla.h"
 
 namespace moela {
@@ -26,8 +27,13 @@ void cache_write(Context& context, int32_t rows, int32_t layer, int64_t r, int64
     const int64_t position = step.positions[row];
     const int32_t page = step.pages[segment.page + position / MOELA_PAGE_TOKENS];
     const int64_t slot = position % MOELA_PAGE_TOKENS;
-    char* to = pool.at(page, layer) + slot * width * dtype_bytes(pool.dtype);
-    context.kernels.store(pool.dtype, width, entry, to);
+    char* to = pool.at(page, layer) + slot * pool.row_bytes();
+    if (has_scales(pool.dtype)) {
+      encode_entry(pool.dtype, r, dr, entry, reinterpret_cast<uint8_t*>(to),
+                   pool.scales_at(page, layer) + 2 * slot);
+    } else {
+      context.kernels.store(pool.dtype, width, entry, to);
+    }
   });
 }
 

@@ -11,25 +11,40 @@ void expert_down(Context& context, int32_t, int64_t d, int64_t intermediate, int
   const int64_t n_blocks = blocks.size();
   const int64_t largest = largest_block(blocks);
   const int64_t width = expert_tile_width(context, blocks, d, intermediate);
-  // Of a thread: the gathered rows, and a strip of their results.
+  const Kernels& kernels = context.kernels;
+  const bool packed = packs(kernels, down.dtype);
+  const std::vector<int64_t> counts = row_counts(blocks);
+  PackedBlocks rows_packed(kernels, down.dtype, intermediate, counts);
+  // Of a thread: a strip of results, and the gathered rows where they are not packed.
   const int64_t strip_floats = largest * EXPERT_STRIP;
-  const int64_t floats = largest * intermediate + strip_floats;
+  const int64_t floats = strip_floats + (packed ? 0 : largest * intermediate);
   reserve_scratch(context, floats);
+  if (packed) {
+    float* shared = context.scratch[0].get(floats + rows_packed.floats()) + floats;
+    rows_packed.pack(context, shared, [&](int64_t block, int64_t i) {
+      return in + blocks[block].slot(i) * intermediate;
+    });
+  }
 
-  const int64_t row_bytes = intermediate * dtype_bytes(down.dtype);
   const int64_t tiles = ceil_div(d, width);
   context.threads.parallel_for(n_blocks * tiles, [&](int64_t task, int thread) {
     if (cancelled(context)) return;
-    const ExpertBlock& block = blocks[task % n_blocks];
+    const int64_t index = task % n_blocks;
+    const ExpertBlock& block = blocks[index];
     const int64_t begin = task / n_blocks * width;
     const int64_t end = std::min(begin + width, d);
     float* strip = context.scratch[thread].get(floats);
-    const float* x = block_rows(block, 1, in, intermediate, strip + strip_floats);
-    const char* w = static_cast<const char*>(down.parts[block.expert]);
+    const float* x =
+        packed ? nullptr : block_rows(block, 1, in, intermediate, strip + strip_floats);
     for (int64_t column = begin; column < end; column += EXPERT_STRIP) {
       const int64_t columns = std::min(EXPERT_STRIP, end - column);
-      context.kernels.gemm_nt(down.dtype, block.count, columns, intermediate, x, intermediate,
-                              w + column * row_bytes, intermediate, strip, columns, false);
+      const WeightRows w = weight_rows(down, block.expert, column);
+      if (packed) {
+        kernels.gemm_packed(w, block.count, columns, rows_packed.block(index), strip, columns,
+                            false);
+      } else {
+        product_nt(kernels, w, block.count, columns, x, intermediate, strip, columns, false);
+      }
       for (int64_t i = 0; i < block.count; i++) {
         memcpy(out + block.slot(i) * d + column, strip + i * columns, columns * sizeof(float));
       }

@@ -5,12 +5,13 @@
 #include <cstring>
 #include <vector>
 
-#include "tasks.h"
+#include "products.h"
 
 namespace moela {
 
 // At most this many rows a block: gathered, they fit the second-level cache.
 constexpr int64_t EXPERT_ROWS = 48;
+static_assert(EXPERT_ROWS <= PackedBlocks::MAX_ROWS, "blocks are packed");
 
 // Tiles of a weight for blocks of few rows, where time goes into reading it, and of many, where
 // rows are gathered anew for each tile. A tile is computed EXPERT_STRIP columns at a time.
@@ -50,6 +51,12 @@ inline std::vector<ExpertBlock> dense_blocks(int64_t begin, int64_t end) {
     blocks.push_back({0, std::min(EXPERT_ROWS, end - row), nullptr, row});
   }
   return blocks;
+}
+
+inline std::vector<int64_t> row_counts(const std::vector<ExpertBlock>& blocks) {
+  std::vector<int64_t> counts;
+  for (const ExpertBlock& block : blocks) counts.push_back(block.count);
+  return counts;
 }
 
 inline int64_t largest_block(const std::vector<ExpertBlock>& blocks) {

@@ -15,26 +15,39 @@ void gate_up(Context& context, int32_t rows, int64_t intermediate, int64_t d, in
   const int64_t n_blocks = blocks.size();
   const int64_t largest = largest_block(blocks);
   const int64_t width = expert_tile_width(context, blocks, intermediate, d);
-  // Of a thread: the gathered rows, and a strip each of gate and up.
-  const int64_t strip_floats = largest * EXPERT_STRIP;
-  const int64_t floats = largest * d + 2 * strip_floats;
-  reserve_scratch(context, floats);
-
   const Kernels& kernels = context.kernels;
+  const bool packed = packs(kernels, gate.dtype);
+  const std::vector<int64_t> counts = row_counts(blocks);
+  PackedBlocks rows_packed(kernels, gate.dtype, d, counts);
+  // Of a thread: a strip each of gate and up, and the gathered rows where they are not packed.
+  const int64_t strip_floats = largest * EXPERT_STRIP;
+  const int64_t floats = 2 * strip_floats + (packed ? 0 : largest * d);
+  reserve_scratch(context, floats);
+  if (packed) {
+    float* shared = context.scratch[0].get(floats + rows_packed.floats()) + floats;
+    rows_packed.pack(context, shared, [&](int64_t block, int64_t i) {
+      return in + blocks[block].slot(i) / top_k * d;
+    });
+  }
+
   const int64_t tiles = ceil_div(intermediate, width);
   context.threads.parallel_for(n_blocks * tiles, [&](int64_t task, int thread) {
     if (cancelled(context)) return;
     // Neighbouring tasks use one tile: an expert's blocks follow one another.
-    const ExpertBlock& block = blocks[task % n_blocks];
+    const int64_t index = task % n_blocks;
+    const ExpertBlock& block = blocks[index];
     const int64_t begin = task / n_blocks * width;
     const int64_t end = std::min(begin + width, intermediate);
     float* gates = context.scratch[thread].get(floats);
     float* ups = gates + strip_floats;
-    const float* x = block_rows(block, top_k, in, d, ups + strip_floats);
+    const float* x = packed ? nullptr : block_rows(block, top_k, in, d, ups + strip_floats);
     const auto product = [&](const Weight& weight, int64_t column, int64_t columns, float* to) {
-      const char* w = static_cast<const char*>(weight.parts[block.expert]);
-      kernels.gemm_nt(weight.dtype, block.count, columns, d, x, d,
-                      w + column * d * dtype_bytes(weight.dtype), d, to, columns, false);
+      const WeightRows w = weight_rows(weight, block.expert, column);
+      if (packed) {
+        kernels.gemm_packed(w, block.count, columns, rows_packed.block(index), to, columns, false);
+      } else {
+        product_nt(kernels, w, block.count, columns, x, d, to, columns, false);
+      }
     };
     for (int64_t column = begin; column < end; column += EXPERT_STRIP) {
       const int64_t columns = std::min(EXPERT_STRIP, end - column);

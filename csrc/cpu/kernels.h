@@ -10,6 +10,15 @@
 
 namespace moela {
 
+// Rows `first` and on of a weight [?, cols]; data and scales are those of the weight's row 0.
+struct WeightRows {
+  int32_t dtype;
+  int64_t cols;
+  const char* data;
+  const char* scales;  // NULL for types without
+  int64_t first;
+};
+
 struct Kernels {
   int32_t id;  // moela_kernels
 
@@ -23,6 +32,24 @@ struct Kernels {
   // sum starts from c, so that a long k may be cut anywhere without a change in the result.
   void (*gemm_nn)(int32_t b_dtype, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
                   const void* b, int64_t ldb, float* c, int64_t ldc, bool add);
+
+  // The same with a weight of FP8 or INT8 taken as f32, value * scale: gemm_nt with its rows
+  // b.first + j, gemm_nn with its rows b.first + l and all its columns.
+  void (*gemm_nt_scaled)(const WeightRows& b, int64_t m, int64_t n, const float* a, int64_t lda,
+                         float* c, int64_t ldc, bool add);
+  void (*gemm_nn_scaled)(const WeightRows& b, int64_t m, int64_t k, const float* a, int64_t lda,
+                         float* c, int64_t ldc, bool add);
+
+  // Some types' products take their input packed: quantized or rounded, and laid out for m rows
+  // together. Bytes that m rows of k elements take, a multiple of 64; 0 where the type's products
+  // take f32.
+  int64_t (*packed_bytes)(int32_t dtype, int64_t m, int64_t k);
+  // Packs rows[i] [k], i < m, to `out`, which is aligned to 64 bytes.
+  void (*pack)(int32_t dtype, int64_t m, int64_t k, const float* const* rows, char* out);
+  // c[i * ldc + j] (+)= sum over l of row i of `packed` (m rows) * row b.first + j. With INT8 and
+  // INT4 every set gives the same bits: integer_rows.h.
+  void (*gemm_packed)(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c,
+                      int64_t ldc, bool add);
 
   // y = x / sqrt(mean(x^2) + epsilon) * weight (w_dtype: F32 or BF16), n elements.
   void (*rms_norm)(int64_t n, const float* x, int32_t w_dtype, const void* weight, float epsilon,

@@ -185,9 +185,21 @@ void load(int32_t dtype, int64_t n, const void* from, float* to) {
 }  // namespace
 
 const Kernels& avx2_kernels() {
-  static constexpr Kernels kernels{MOELA_KERNELS_AVX2, gemm_nt_avx2, gemm_nn_avx2, rms_norm,
-                                   silu_mul,           scale,        max,          exp_sum,
-                                   store,              load};
+  static constexpr Kernels kernels{MOELA_KERNELS_AVX2,
+                                   gemm_nt_avx2,
+                                   gemm_nn_avx2,
+                                   gemm_nt_scaled_avx2,
+                                   gemm_nn_scaled_avx2,
+                                   packed_bytes_avx2,
+                                   pack_avx2,
+                                   gemm_packed_avx2,
+                                   rms_norm,
+                                   silu_mul,
+                                   scale,
+                                   max,
+                                   exp_sum,
+                                   store,
+                                   load};
   return kernels;
 }
 

@@ -4,37 +4,15 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels.h"
+#include "formats.h"
+#include "reference.h"
 
 namespace moela {
 namespace {
 
-float from_bf16(uint16_t half) {
-  const uint32_t bits = static_cast<uint32_t>(half) << 16;
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-uint16_t to_bf16(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  // Rounding could carry a NaN into infinity: it stays NaN by its quiet bit.
-  if (std::isnan(value)) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  // To nearest, ties to even: half of the last place, less one unless that place is odd.
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 // Element i of an array that may be unaligned.
 float at(int32_t dtype, const void* data, int64_t i) {
-  if (dtype == MOELA_BF16) {
-    uint16_t half;
-    memcpy(&half, static_cast<const char*>(data) + i * 2, sizeof half);
-    return from_bf16(half);
-  }
-  float value;
-  memcpy(&value, static_cast<const char*>(data) + i * 4, sizeof value);
-  return value;
+  return dtype == MOELA_BF16 ? bf16_to_f32(load_at<uint16_t>(data, i)) : load_at<float>(data, i);
 }
 
 void gemm_nt(int32_t b_dtype, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
@@ -93,7 +71,7 @@ void store(int32_t dtype, int64_t n, const float* from, void* to) {
     return;
   }
   for (int64_t i = 0; i < n; i++) {
-    const uint16_t half = to_bf16(from[i]);
+    const uint16_t half = f32_to_bf16(from[i]);
     memcpy(static_cast<char*>(to) + i * 2, &half, sizeof half);
   }
 }
@@ -105,8 +83,21 @@ void load(int32_t dtype, int64_t n, const void* from, float* to) {
 }  // namespace
 
 const Kernels& reference_kernels() {
-  static const Kernels kernels{MOELA_KERNELS_REFERENCE, gemm_nt, gemm_nn, rms_norm, silu_mul,
-                               scale,                   max,     exp_sum, store,    load};
+  static const Kernels kernels{MOELA_KERNELS_REFERENCE,
+                               gemm_nt,
+                               gemm_nn,
+                               gemm_nt_scaled_reference,
+                               gemm_nn_scaled_reference,
+                               packed_bytes_reference,
+                               pack_reference,
+                               gemm_packed_reference,
+                               rms_norm,
+                               silu_mul,
+                               scale,
+                               max,
+                               exp_sum,
+                               store,
+                               load};
   return kernels;
 }
 

@@ -2,7 +2,7 @@
 // `residual` may be `out`.
 #include <cstring>
 
-#include "tasks.h"
+#include "products.h"
 
 namespace moela {
 namespace {
@@ -13,19 +13,27 @@ constexpr int64_t FEW_ROWS = 8;
 constexpr int64_t FEW_ROWS_WIDEST = 64;
 constexpr int64_t ROW_BLOCK = 96;
 constexpr int64_t WIDEST = 256;
+static_assert(ROW_BLOCK <= PackedBlocks::MAX_ROWS, "blocks are packed");
 
 }  // namespace
 
 void linear(Context& context, int32_t rows, int64_t n, int64_t k, const float* in,
             const Weight& weight, const float* residual, float* out) {
   const int64_t begin = context.step.begin(rows), end = context.step.end(rows);
-  const char* w = static_cast<const char*>(weight.parts[0]);
-  const int64_t row_bytes = k * dtype_bytes(weight.dtype);
-
+  if (begin == end) return;
+  const Kernels& kernels = context.kernels;
   const int64_t blocks = ceil_div(end - begin, ROW_BLOCK);
   const int64_t block = ceil_div(end - begin, blocks);
   const int64_t width = tile_width(context, n, blocks, block * k,
                                    block <= FEW_ROWS ? FEW_ROWS_WIDEST : WIDEST);
+  const bool packed = packs(kernels, weight.dtype);
+  std::vector<int64_t> counts;
+  for (int64_t row = begin; row < end; row += block) counts.push_back(std::min(block, end - row));
+  PackedBlocks rows_packed(kernels, weight.dtype, k, counts);
+  if (packed) {
+    rows_packed.pack(context, context.scratch[0].get(rows_packed.floats()),
+                     [&](int64_t b, int64_t i) { return in + (begin + b * block + i) * k; });
+  }
   context.threads.parallel_for(ceil_div(n, width) * blocks, [&](int64_t task, int) {
     if (cancelled(context)) return;
     // Consecutive tasks use one tile of W.
@@ -40,8 +48,13 @@ void linear(Context& context, int32_t rows, int64_t n, int64_t k, const float* i
         memcpy(to + i * n, from + i * n, columns * sizeof(float));
       }
     }
-    context.kernels.gemm_nt(weight.dtype, task_rows, columns, k, in + row * k, k,
-                            w + column * row_bytes, k, to, n, residual != nullptr);
+    const WeightRows w = weight_rows(weight, 0, column);
+    if (packed) {
+      kernels.gemm_packed(w, task_rows, columns, rows_packed.block(task % blocks), to, n,
+                          residual != nullptr);
+    } else {
+      product_nt(kernels, w, task_rows, columns, in + row * k, k, to, n, residual != nullptr);
+    }
   });
 }
 

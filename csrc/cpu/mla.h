@@ -4,21 +4,16 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tasks.h"
+#include "products.h"
 
 namespace moela {
 
-// Element `index` of the only part of a weight.
-inline const void* element(const Weight& weight, int64_t index) {
-  return static_cast<const char*>(weight.parts[0]) + index * dtype_bytes(weight.dtype);
-}
-
 // kv_b_proj [heads (dn + dv), r]: per head dn rows of W_UK, then dv rows of W_UV.
-inline const void* w_uk(const Weight& kv_b, int64_t head, int64_t dn, int64_t dv, int64_t r) {
-  return element(kv_b, head * (dn + dv) * r);
+inline WeightRows w_uk(const Weight& kv_b, int64_t head, int64_t dn, int64_t dv) {
+  return weight_rows(kv_b, 0, head * (dn + dv));
 }
-inline const void* w_uv(const Weight& kv_b, int64_t head, int64_t dn, int64_t dv, int64_t r) {
-  return element(kv_b, (head * (dn + dv) + dn) * r);
+inline WeightRows w_uv(const Weight& kv_b, int64_t head, int64_t dn, int64_t dv) {
+  return weight_rows(kv_b, 0, head * (dn + dv) + dn);
 }
 
 // Rotates the pairs (2i, 2i + 1) of x[dr] by table = cos[dr / 2], sin[dr / 2].

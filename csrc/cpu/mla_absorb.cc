@@ -21,8 +21,8 @@ void mla_absorb(Context& context, int64_t heads, int64_t dn, int64_t dr, int64_t
     const int64_t block = std::min(ROW_BLOCK, n_rows - row);
     const float* from = q + (row * heads + head) * in_width;
     float* to = out + (row * heads + head) * out_width;
-    context.kernels.gemm_nn(kv_b.dtype, block, r, dn, from, heads * in_width,
-                            w_uk(kv_b, head, dn, dv, r), r, to, heads * out_width, false);
+    product_nn(context.kernels, w_uk(kv_b, head, dn, dv), block, dn, from, heads * in_width, to,
+               heads * out_width, false);
     for (int64_t i = 0; i < block; i++) {
       float* row_to = to + i * heads * out_width;
       memcpy(row_to + r, from + i * heads * in_width + dn, dr * sizeof(float));

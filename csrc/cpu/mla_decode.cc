@@ -8,6 +8,7 @@
 // results are added ascending, scaled to the largest max. Rows and heads never meet in a sum.
 #include <vector>
 
+#include "cache_format.h"
 #include "mla.h"
 
 namespace moela {
@@ -46,10 +47,11 @@ struct Shape {
 };
 
 // Heads [head, head + block) of a row over keys [begin, end) of one split: o (rows o_stride apart)
-// and states (state_stride apart) of the split alone.
+// and states (state_stride apart) of the split alone. entries [64, r + dr]: room for a page of a
+// type with scales.
 void attend_split(const Context& context, const Shape& shape, int64_t row, int64_t head,
                   int64_t block, int64_t begin, int64_t end, const float* q_latent, float* scores,
-                  RunningSoftmax* states, int64_t state_stride, float* o, int64_t o_stride) {
+                  float* entries, RunningSoftmax* states, int64_t state_stride, float* o, int64_t o_stride) {
   const StepView& step = context.step;
   const Kernels& kernels = context.kernels;
   const moela_segment& segment = step.segments[step.row_segment[row]];
@@ -58,16 +60,22 @@ void attend_split(const Context& context, const Shape& shape, int64_t row, int64
   const float* q = q_latent + (row * shape.heads + head) * width;
   for (int64_t key = begin; key < end && !cancelled(context); key += MOELA_PAGE_TOKENS) {
     const int64_t n = std::min<int64_t>(MOELA_PAGE_TOKENS, end - key);
-    const void* page =
-        pool.at(step.pages[segment.page + key / MOELA_PAGE_TOKENS], shape.layer);
+    const int32_t id = step.pages[segment.page + key / MOELA_PAGE_TOKENS];
+    const void* page = pool.at(id, shape.layer);
+    int32_t dtype = pool.dtype;
+    if (has_scales(dtype)) {
+      decode_entries(kernels, pool, id, shape.layer, n, entries);
+      page = entries;
+      dtype = MOELA_F32;
+    }
     const bool first = key == begin;
-    kernels.gemm_nt(pool.dtype, block, n, width, q, width, page, width, scores,
+    kernels.gemm_nt(dtype, block, n, width, q, width, page, width, scores,
                     MOELA_PAGE_TOKENS, false);
     for (int64_t i = 0; i < block; i++) {
       softmax_step(kernels, first, n, scores + i * MOELA_PAGE_TOKENS, states[i * state_stride],
                    shape.r, o + i * o_stride);
     }
-    kernels.gemm_nn(pool.dtype, block, shape.r, n, scores, MOELA_PAGE_TOKENS, page, width, o,
+    kernels.gemm_nn(dtype, block, shape.r, n, scores, MOELA_PAGE_TOKENS, page, width, o,
                     o_stride, !first);
   }
 }
@@ -107,8 +115,10 @@ void mla_decode(Context& context, int32_t layer, int64_t heads, int64_t r, int64
   }
   const int64_t head_blocks = ceil_div(heads, shape.head_block);
 
-  // Of each thread: the scores of a page and the states of one split, or the factors of a merge.
-  const int64_t own = std::max(shape.head_block * (MOELA_PAGE_TOKENS + 2), most_splits);
+  // Of each thread: the scores of a page and the states of one split, or the factors of a merge;
+  // then the entries of a page.
+  const int64_t states = std::max(shape.head_block * (MOELA_PAGE_TOKENS + 2), most_splits);
+  const int64_t own = states + MOELA_PAGE_TOKENS * (r + dr);
   const int64_t per_split = heads * (r + 2);
   const int64_t partial_floats =
       most_splits < 2 ? 0
@@ -143,17 +153,18 @@ void mla_decode(Context& context, int32_t layer, int64_t heads, int64_t r, int64
       const int64_t begin = split * SPLIT_TOKENS;
       const int64_t end = std::min(work.keys, begin + SPLIT_TOKENS);
       float* scores = context.scratch[thread].get(own);
+      float* entries = scores + states;
       if (work.partial) {
-        attend_split(context, shape, work.row, head, block, begin, end, q_latent, scores,
+        attend_split(context, shape, work.row, head, block, begin, end, q_latent, scores, entries,
                      work.states(head) + split, work.splits,
                      work.results(heads, head, r) + split * r, work.splits * r);
         return;
       }
-      auto* states = reinterpret_cast<RunningSoftmax*>(scores + block * MOELA_PAGE_TOKENS);
+      auto* running = reinterpret_cast<RunningSoftmax*>(scores + block * MOELA_PAGE_TOKENS);
       float* o = out + (work.row * heads + head) * r;
-      attend_split(context, shape, work.row, head, block, begin, end, q_latent, scores, states, 1,
-                   o, r);
-      for (int64_t i = 0; i < block; i++) context.kernels.scale(r, 1 / states[i].sum, o + i * r);
+      attend_split(context, shape, work.row, head, block, begin, end, q_latent, scores, entries,
+                   running, 1, o, r);
+      for (int64_t i = 0; i < block; i++) context.kernels.scale(r, 1 / running[i].sum, o + i * r);
     });
 
     if (used == 0) continue;

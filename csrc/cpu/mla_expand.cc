@@ -14,10 +14,9 @@ void mla_expand(Context& context, int64_t heads, int64_t dn, int64_t /*dr*/, int
   context.threads.parallel_for(heads * ceil_div(n_rows, ROW_BLOCK), [&](int64_t task, int) {
     const int64_t head = task % heads;
     const int64_t row = task / heads * ROW_BLOCK;
-    context.kernels.gemm_nt(kv_b.dtype, std::min(ROW_BLOCK, n_rows - row), dv, r,
-                            o_latent + (row * heads + head) * r, heads * r,
-                            w_uv(kv_b, head, dn, dv, r), r, out + (row * heads + head) * dv,
-                            heads * dv, false);
+    product_nt(context.kernels, w_uv(kv_b, head, dn, dv), std::min(ROW_BLOCK, n_rows - row), dv,
+               o_latent + (row * heads + head) * r, heads * r, out + (row * heads + head) * dv,
+               heads * dv, false);
   });
 }
 

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cache_format.h"
 #include "mla.h"
 
 namespace moela {
@@ -54,24 +55,23 @@ struct Tiles {
 };
 
 // K [n, dn + dr] and V [n, dv] of a head from the first n entries of a page.
-void project(const Kernels& kernels, const Shape& shape, const PagePool& pool, const void* page,
+void project(const Kernels& kernels, const Shape& shape, const PagePool& pool, int32_t page,
              int64_t n, const Weight& kv_b, int64_t head, Tiles& tiles) {
   const int64_t width = shape.r + shape.dr, key_width = shape.dn + shape.dr;
-  const float* entries = static_cast<const float*>(page);
-  if (pool.dtype != MOELA_F32) {
-    kernels.load(pool.dtype, n * width, page, tiles.entries);
-    entries = tiles.entries;
+  const float* entries = tiles.entries;
+  if (pool.dtype == MOELA_F32) {
+    entries = reinterpret_cast<const float*>(pool.at(page, shape.layer));
+  } else {
+    decode_entries(kernels, pool, page, shape.layer, n, tiles.entries);
   }
-  kernels.gemm_nt(kv_b.dtype, n, shape.dn, shape.r, entries, width,
-                  w_uk(kv_b, head, shape.dn, shape.dv, shape.r), shape.r, tiles.keys, key_width,
-                  false);
+  product_nt(kernels, w_uk(kv_b, head, shape.dn, shape.dv), n, shape.dn, entries, width, tiles.keys,
+             key_width, false);
   for (int64_t i = 0; i < n; i++) {
     memcpy(tiles.keys + i * key_width + shape.dn, entries + i * width + shape.r,
            shape.dr * sizeof(float));
   }
-  kernels.gemm_nt(kv_b.dtype, n, shape.dv, shape.r, entries, width,
-                  w_uv(kv_b, head, shape.dn, shape.dv, shape.r), shape.r, tiles.values, shape.dv,
-                  false);
+  product_nt(kernels, w_uv(kv_b, head, shape.dn, shape.dv), n, shape.dv, entries, width,
+             tiles.values, shape.dv, false);
 }
 
 // Adds the keys [key, key + 64) to rows [0, rows) at positions [position, position + rows), which
@@ -115,8 +115,7 @@ void attend_block(const Context& context, const Shape& shape, const Block& block
   out += block.row * o_stride + head * shape.dv;
   Tiles tiles(shape, memory);
   for (int64_t key = 0; key < end && !cancelled(context); key += MOELA_PAGE_TOKENS) {
-    const void* page =
-        pool.at(step.pages[block.segment->page + key / MOELA_PAGE_TOKENS], shape.layer);
+    const int32_t page = step.pages[block.segment->page + key / MOELA_PAGE_TOKENS];
     project(kernels, shape, pool, page, std::min<int64_t>(MOELA_PAGE_TOKENS, end - key), kv_b, head,
             tiles);
     for (int64_t row = std::max<int64_t>(0, key - position); row < block.rows; row += ROW_TILE) {

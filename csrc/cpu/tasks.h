@@ -21,14 +21,14 @@ inline void reserve_scratch(Context& context, int64_t floats) {
 // Multiplications below which a task is not worth handing to another thread.
 constexpr int64_t TASK_WORK = 32 * 1024;
 
-// Columns [0, n) of a product are cut into tiles of this many: a multiple of 8 that gives each
+// Columns [0, n) of a product are cut into tiles of this many: a multiple of 16 that gives each
 // thread a few tasks, at most `widest` where that is work enough. `units`: other cuts of the same
 // product; `work`: multiplications a column of a task.
 inline int64_t tile_width(const Context& context, int64_t n, int64_t units, int64_t work,
                           int64_t widest) {
   const int64_t balanced = std::min(n * units / (context.threads.count() * 4), widest);
   const int64_t width = std::min(std::max(balanced, TASK_WORK / work), n);
-  return std::max<int64_t>(ceil_div(width, 8), 1) * 8;
+  return std::max<int64_t>(ceil_div(width, 16), 1) * 16;
 }
 
 // Calls body(row) for the rows of a step, each of about `work` operations.

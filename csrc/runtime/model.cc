@@ -1,8 +1,6 @@
 // Models: creation, files, programs, and the values of programs.
 #include "runtime/model.h"
 
-#include <cstring>
-
 #include "runtime/error.h"
 
 using namespace moela;
@@ -30,13 +28,14 @@ int32_t moela_model_memory(moela_model* model, moela_memory* memory, char* err, 
     memory->weights_mapped = 0;
     memory->pools = 0;
     for (const StoredWeight& weight : model->weights) {
-      memory->weights_private += weight.memory.bytes() + weight.constant.size();
+      memory->weights_private += weight.memory.bytes() + weight.constant.size() +
+                                 (weight.device ? weight.device->bytes() : 0);
       memory->weights_mapped += weight.mapped_bytes;
     }
     for (const Pool& pool : model->pools) {
       memory->pools += static_cast<uint64_t>(pool.n_used * pool.view.page_bytes());
     }
-    memory->workspace = model->workspace.bytes();
+    memory->workspace = model->workspace ? model->workspace->bytes() : 0;
   });
 }
 
@@ -62,8 +61,9 @@ int32_t moela_model_add_program(moela_model* model, const moela_program_desc* de
     std::vector<const Weight*> weights;
     for (const StoredWeight& weight : model->weights) weights.push_back(&weight.view);
     Program program = plan_program(*desc, values, ops, weights);
-    if (static_cast<uint64_t>(program.workspace_bytes) > model->workspace.bytes()) {
-      model->workspace = Block(program.workspace_bytes, "workspace");
+    const uint64_t bytes = static_cast<uint64_t>(program.workspace_bytes);
+    if (bytes > 0 && (!model->workspace || bytes > model->workspace->bytes())) {
+      model->workspace = model->device->allocate(bytes, "workspace", false);
     }
     model->programs.push_back(std::move(program));
     id = static_cast<int32_t>(model->programs.size()) - 1;
@@ -84,7 +84,7 @@ char* kept(moela_model* model, int32_t program, int32_t value, int64_t first, in
   require(first >= 0 && count >= 0 && first <= planned.elements &&
               count <= planned.elements - first,
           "the value has fewer elements");
-  return model->workspace.data() + planned.offset + first * 4;
+  return model->workspace->data() + planned.offset + first * 4;
 }
 
 }  // namespace
@@ -94,7 +94,8 @@ int32_t moela_value_read(moela_model* model, int32_t program, int32_t value, int
   return guard(err, err_len, [&] {
     require(model && out, "nothing to read into");
     std::lock_guard lock(model->mutex);
-    memcpy(out, kept(model, program, value, first, count), count * 4);
+    const char* place = kept(model, program, value, first, count);
+    model->device->copy_out(out, place, count * 4);
   });
 }
 
@@ -106,6 +107,6 @@ int32_t moela_value_write(moela_model* model, int32_t program, int32_t value, in
     char* place = kept(model, program, value, first, count);
     require(model->programs[program].values[value].producer == -1,
             "the value is written by an operation");
-    memcpy(place, data, count * 4);
+    model->device->copy_in(place, data, count * 4);
   });
 }

@@ -26,7 +26,12 @@ int32_t moela_model_add_pool(moela_model* model, const moela_pool_desc* desc, ch
   int32_t id = -1;
   const int32_t status = guard(err, err_len, [&] {
     require(model && desc && desc->size == sizeof *desc, "pool of another layout");
-    require(desc->dtype == MOELA_F32 || desc->dtype == MOELA_BF16, "caches are f32 or bf16");
+    require(desc->dtype == MOELA_F32 || desc->dtype == MOELA_BF16 || desc->dtype == MOELA_FP8 ||
+                desc->dtype == MOELA_INT8 || desc->dtype == MOELA_INT6,
+            "caches are f32, bf16, fp8, int8 or int6");
+    require(desc->dtype != MOELA_INT6 ||
+                (desc->kv_lora_rank % 16 == 0 && desc->qk_rope_head_dim % 16 == 0),
+            "int6 caches need kv_lora_rank and qk_rope_head_dim to be multiples of 16");
     require(desc->layers > 0 && desc->layers <= 4096 && desc->kv_lora_rank > 0 &&
                 desc->kv_lora_rank <= 65536 && desc->qk_rope_head_dim > 0 &&
                 desc->qk_rope_head_dim <= 65536 && desc->max_pages > 0,
@@ -37,12 +42,13 @@ int32_t moela_model_add_pool(moela_model* model, const moela_pool_desc* desc, ch
                  desc->qk_rope_head_dim, desc->max_pages, nullptr};
     require(desc->max_pages <= MAX_BYTES / pool.view.page_bytes(),
             "pool larger than any address space");
-    pool.memory = Block(static_cast<uint64_t>(desc->max_pages) * pool.view.page_bytes(),
-                        "cache pages", true);
-    pool.view.base = pool.memory.data();
+    pool.memory = model->device->allocate(
+        static_cast<uint64_t>(desc->max_pages) * pool.view.page_bytes(), "cache pages", true);
+    pool.view.base = pool.memory->data();
     pool.used = Block(desc->max_pages, "cache pages", true);
     model->pool_views.push_back(pool.view);
     model->pools.push_back(std::move(pool));
+    model->backend->pool_added(model->pools.back());
     id = static_cast<int32_t>(model->pools.size()) - 1;
   });
   return status == MOELA_OK ? id : -status;
@@ -67,11 +73,15 @@ int32_t moela_pool_copy(moela_model* model, int32_t pool, int32_t from, int32_t 
     check_page(target, from);
     check_page(target, to);
     require(tokens >= 0 && tokens <= MOELA_PAGE_TOKENS, "a page has no so many tokens");
-    const int64_t bytes = tokens * target.view.width() * dtype_bytes(target.view.dtype);
-    for (int32_t layer = 0; layer < target.view.layers; layer++) {
-      memmove(target.view.at(to, layer), target.view.at(from, layer), bytes);
-    }
+    const PagePool& view = target.view;
+    const int64_t bytes = tokens * view.row_bytes(), scales = tokens * view.scale_bytes();
+    target.mark(from);
     target.mark(to);
+    for (int32_t layer = 0; layer < view.layers; layer++) {
+      model->device->copy_within(view.at(to, layer), view.at(from, layer), bytes);
+      if (scales == 0) continue;
+      model->device->copy_within(view.scales_at(to, layer), view.scales_at(from, layer), scales);
+    }
   });
 }
 
@@ -82,10 +92,7 @@ int32_t moela_pool_release(moela_model* model, int32_t pool, const int32_t* page
     std::lock_guard lock(model->mutex);
     Pool& target = pool_of(model, pool);
     for (int32_t i = 0; i < n_pages; i++) check_page(target, pages[i]);
-    for (int32_t i = 0; i < n_pages; i++) {
-      target.unmark(pages[i]);
-      target.memory.discard(pages[i] * target.view.page_bytes(), target.view.page_bytes());
-    }
+    for (int32_t i = 0; i < n_pages; i++) target.unmark(pages[i]);
   });
 }
 
@@ -97,7 +104,11 @@ int32_t moela_pool_read(moela_model* model, int32_t pool, int32_t page, void* ou
     Pool& source = pool_of(model, pool);
     check_page(source, page);
     require(out_bytes == static_cast<uint64_t>(source.view.page_bytes()), "size of a page");
-    memcpy(out, source.view.at(page, 0), out_bytes);
+    if (!source.used.data()[page]) {
+      memset(out, 0, out_bytes);
+      return;
+    }
+    model->device->copy_out(out, source.view.at(page, 0), out_bytes);
   });
 }
 
@@ -109,7 +120,7 @@ int32_t moela_pool_write(moela_model* model, int32_t pool, int32_t page, const v
     Pool& target = pool_of(model, pool);
     check_page(target, page);
     require(bytes == static_cast<uint64_t>(target.view.page_bytes()), "size of a page");
-    memcpy(target.view.at(page, 0), data, bytes);
     target.mark(page);
+    model->device->copy_in(target.view.at(page, 0), data, bytes);
   });
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/formats.h"
 #include "runtime/error.h"
 
 namespace moela {
@@ -71,8 +72,15 @@ class Checker {
   void floating(const Weight& weight) const {
     need(weight.dtype == MOELA_F32 || weight.dtype == MOELA_BF16, "a weight is not f32 or bf16");
   }
+  void vector(int i, int64_t cols) const { floating(weight(i, 1, 1, cols)); }
   void matrix(int i, int64_t parts, int64_t rows, int64_t cols) const {
-    floating(weight(i, parts, rows, cols));
+    const Weight& matrix = weight(i, parts, rows, cols);
+    if (!weight_has_scales(matrix.dtype)) floating(matrix);
+  }
+  // kv_b_proj, which is also read by columns.
+  void kv_b(int i, int64_t rows, int64_t cols) const {
+    matrix(i, 1, rows, cols);
+    need(weights_[op_.weight[i]]->dtype != MOELA_INT4, "kv_b_proj is int4");
   }
   // Every id names something or is -1, also those that the kind has no use for.
   void operands() const {
@@ -149,7 +157,7 @@ void check_op(Program& program, const moela_op& op, int32_t index,
       c.need(c.n(1) >= c.n(0), "rows overlap");
       c.in(0, c.n(1));
       c.out(0, c.n(0));
-      c.matrix(0, 1, 1, c.n(0));
+      c.vector(0, c.n(0));
       break;
     case MOELA_OP_LINEAR:
       c.in(0, c.n(1));
@@ -173,7 +181,7 @@ void check_op(Program& program, const moela_op& op, int32_t index,
       c.need(c.n(2) % 2 == 0, "rotary dimension is odd");
       c.in(0, c.n(1) + c.n(2));
       c.in(1, c.n(2));
-      c.matrix(0, 1, 1, c.n(1));
+      c.vector(0, c.n(1));
       touches_cache(program, c, c.count(0), c.n(1), c.n(2));
       break;
     case MOELA_OP_MLA_ABSORB:
@@ -183,7 +191,7 @@ void check_op(Program& program, const moela_op& op, int32_t index,
       const bool absorb = op.kind == MOELA_OP_MLA_ABSORB;
       c.in(0, absorb ? heads * (dn + dr) : heads * r);
       c.out(0, absorb ? heads * (r + dr) : heads * dv);
-      c.matrix(0, 1, heads * (dn + dv), r);
+      c.kv_b(0, heads * (dn + dv), r);
       break;
     }
     case MOELA_OP_MLA_DECODE:
@@ -197,7 +205,7 @@ void check_op(Program& program, const moela_op& op, int32_t index,
       const int64_t heads = c.n(1), dn = c.n(2), dr = c.n(3), dv = c.n(4), r = c.n(5);
       c.in(0, heads * (dn + dr));
       c.out(0, heads * dv);
-      c.matrix(0, 1, heads * (dn + dv), r);
+      c.kv_b(0, heads * (dn + dv), r);
       touches_cache(program, c, c.count(0), r, dr);
       program.has_projected = true;
       break;
@@ -235,6 +243,8 @@ void check_op(Program& program, const moela_op& op, int32_t index,
       }
       c.matrix(0, experts, intermediate, d);
       c.matrix(1, experts, intermediate, d);
+      c.need(weights[op.weight[0]]->dtype == weights[op.weight[1]]->dtype,
+             "gate and up are of two types");
       break;
     }
     case MOELA_OP_EXPERT_DOWN: {

@@ -36,8 +36,4 @@ struct Program {
 Program plan_program(const moela_program_desc& desc, const moela_value* values, const moela_op* ops,
                      const std::vector<const Weight*>& weights);
 
-// Runs ops [begin, end) of a program on the workspace; returns false when cancelled between two.
-bool execute(const Program& program, int32_t begin, int32_t end,
-             const std::vector<const Weight*>& weights, char* workspace, Context& context);
-
 }  // namespace moela

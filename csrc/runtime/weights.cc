@@ -1,82 +1,15 @@
 // Weights come from mapped files in place, are converted while they load, or are generated.
 #include <algorithm>
-#include <cstring>
 
-#include "cpu/generate.h"
+#include "runtime/convert.h"
 #include "runtime/error.h"
 #include "runtime/model.h"
 
 namespace moela {
 namespace {
 
-float f16_to_f32(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
-  const uint32_t exponent = (half >> 10) & 31;
-  const uint32_t mantissa = half & 0x3ff;
-  float magnitude;
-  if (exponent == 31) {
-    const uint32_t bits = sign | 0x7f800000 | (mantissa << 13);
-    memcpy(&magnitude, &bits, 4);
-    return magnitude;
-  }
-  // Subnormals: mantissa * 2^-24; the others have the hidden bit.
-  magnitude = exponent == 0 ? mantissa * 0x1p-24f
-                            : (1024 + mantissa) * 0x1p-25f *
-                                  static_cast<float>(uint32_t{1} << exponent);
-  return sign ? -magnitude : magnitude;
-}
-
-// E4M3: no infinities, 0x7f and 0xff are NaN, largest 448.
-float fp8_to_f32(uint8_t bits) {
-  const int exponent = (bits >> 3) & 15;
-  const int mantissa = bits & 7;
-  float magnitude;
-  if (exponent == 15 && mantissa == 7) {
-    magnitude = __builtin_nanf("");
-  } else {
-    magnitude = exponent == 0 ? mantissa * 0x1p-9f
-                              : (8 + mantissa) * 0x1p-10f * static_cast<float>(1 << exponent);
-  }
-  return bits & 0x80 ? -magnitude : magnitude;
-}
-
 // Keeps sizes in bytes within 64 bits.
 constexpr int64_t MAX_ELEMENTS = int64_t{1} << 46;
-
-struct Source {
-  const char* data;    // [rows, cols] of the stored type
-  const char* scales;  // FP8: f32 per block of 128 x 128
-};
-
-constexpr int64_t FP8_BLOCK = 128;
-
-// Row `row` as f32.
-void decode_row(const moela_weight_desc& desc, const Source& source, int64_t row, float* out,
-                const Kernels& kernels) {
-  const int64_t cols = desc.cols;
-  const char* data = source.data + row * cols * dtype_bytes(desc.stored);
-  switch (desc.stored) {
-    case MOELA_F16:
-      for (int64_t i = 0; i < cols; i++) {
-        uint16_t half;
-        memcpy(&half, data + 2 * i, 2);
-        out[i] = f16_to_f32(half);
-      }
-      break;
-    case MOELA_FP8: {
-      const int64_t blocks = (cols + FP8_BLOCK - 1) / FP8_BLOCK;
-      const char* scales = source.scales + row / FP8_BLOCK * blocks * 4;
-      for (int64_t i = 0; i < cols; i++) {
-        float scale;
-        memcpy(&scale, scales + i / FP8_BLOCK * 4, 4);
-        out[i] = fp8_to_f32(static_cast<uint8_t>(data[i])) * scale;
-      }
-      break;
-    }
-    default:
-      kernels.load(desc.stored, cols, data, out);
-  }
-}
 
 struct Progress {
   int32_t* control;
@@ -93,72 +26,60 @@ void check(const moela_model& model, const moela_weight_desc& desc,
           "a weight is larger than any model's");
   require(desc.count <= MAX_ELEMENTS / desc.rows / desc.cols,
           "a weight is larger than any model's");
-  require(desc.stored == MOELA_F32 || desc.stored == MOELA_BF16 || desc.stored == MOELA_F16 ||
-              desc.stored == MOELA_FP8,
-          "weights are stored as f32, bf16, f16 or fp8");
-  require(desc.dtype == MOELA_F32 || desc.dtype == MOELA_BF16, "weights run in f32 or bf16");
+  const auto runs = [](int32_t dtype) {
+    return dtype == MOELA_F32 || dtype == MOELA_BF16 || weight_has_scales(dtype);
+  };
+  require(runs(desc.stored) || desc.stored == MOELA_F16,
+          "weights are stored as f32, bf16, f16, fp8, int8 or int4");
+  require(runs(desc.dtype), "weights run in f32, bf16, fp8, int8 or int4");
   const int32_t n_files = static_cast<int32_t>(model.files.size());
   for (int32_t i = 0; i < desc.count; i++) {
     require(parts[i].file >= -1 && parts[i].file < n_files, "a weight's file does not exist");
-    require(parts[i].file >= 0 || desc.stored == desc.dtype,
-            "a generated weight is made in the type that it is wanted in");
-    require(desc.stored != MOELA_FP8 || (parts[i].scale_file >= 0 && parts[i].scale_file < n_files),
-            "an fp8 weight needs its scales");
+    require(parts[i].file >= 0 || desc.stored == MOELA_F32 || desc.stored == MOELA_BF16,
+            "a generated weight is made in f32 or bf16");
+    require(!weight_has_scales(desc.stored) ||
+                (parts[i].scale_file >= 0 && parts[i].scale_file < n_files),
+            "an fp8, int8 or int4 weight needs its scales");
   }
 }
 
-Source source_of(const moela_model& model, const moela_weight_desc& desc,
-                 const moela_weight_part& part) {
-  const uint64_t elements = static_cast<uint64_t>(desc.rows) * static_cast<uint64_t>(desc.cols);
-  Source source{};
-  source.data = model.files[part.file]->range(part.offset, elements * dtype_bytes(desc.stored));
-  if (desc.stored == MOELA_FP8) {
-    const uint64_t blocks = ((desc.rows + FP8_BLOCK - 1) / FP8_BLOCK) *
-                            ((desc.cols + FP8_BLOCK - 1) / FP8_BLOCK);
-    source.scales = model.files[part.scale_file]->range(part.scale_offset, blocks * 4);
+StoredMatrix stored_matrix(const moela_model& model, const moela_weight_desc& desc,
+                           const moela_weight_part& part) {
+  if (part.file < 0) return {nullptr, nullptr, part.offset};
+  const MatrixBytes bytes = matrix_bytes(desc.stored, desc.rows, desc.cols);
+  StoredMatrix matrix{model.files[part.file]->range(part.offset, bytes.data), nullptr, 0};
+  if (bytes.scales) {
+    matrix.scales = model.files[part.scale_file]->range(part.scale_offset, bytes.scales);
   }
-  return source;
+  return matrix;
 }
-
-// Rows a task converts; a multiple of nothing in particular, small enough to cancel soon.
-constexpr int64_t ROWS_PER_TASK = 16;
 
 void fill(moela_model& model, const moela_weight_desc& desc, const moela_weight_part* parts,
           StoredWeight& weight, const Progress& progress) {
   moela_device& device = *model.device;
-  const int64_t row_bytes = desc.cols * dtype_bytes(desc.dtype);
-  const int64_t tasks_a_part = (desc.rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
   // All places are checked before anything is allocated by the sizes they are said to have.
-  std::vector<Source> sources;
+  std::vector<StoredMatrix> sources;
   for (int32_t p = 0; p < desc.count; p++) {
-    sources.push_back(parts[p].file < 0 ? Source{} : source_of(model, desc, parts[p]));
+    sources.push_back(stored_matrix(model, desc, parts[p]));
   }
-  weight.memory = Block(desc.count * desc.rows * row_bytes, "weights");
+  const MatrixBytes bytes = matrix_bytes(desc.dtype, desc.rows, desc.cols);
+  // All matrices, then all scales.
+  const uint64_t scales_at = (bytes.data * desc.count + 63) / 64 * 64;
+  weight.memory = Block(scales_at + bytes.scales * desc.count, "weights");
+  const int64_t block = convert_block(desc), tasks = (desc.rows + block - 1) / block;
   std::lock_guard lock(device.mutex);
-  const bool converts = std::any_of(parts, parts + desc.count,
-                                    [](const moela_weight_part& part) { return part.file >= 0; });
-  if (converts) {
-    for (auto& scratch : device.scratch) scratch.get(desc.cols);
-  }
+  std::vector<std::vector<float>> rooms(device.threads->count());
+  for (auto& room : rooms) room.resize(convert_room(desc));
   for (int32_t p = 0; p < desc.count; p++) {
-    char* out = weight.memory.data() + p * desc.rows * row_bytes;
-    weight.view.parts.push_back(out);
-    const bool generated = parts[p].file < 0;
-    const Source& source = sources[p];
-    device.threads->parallel_for(tasks_a_part, [&](int64_t task, int thread) {
+    char* data = weight.memory.data() + p * bytes.data;
+    char* scales = weight.memory.data() + scales_at + p * bytes.scales;
+    weight.view.parts.push_back(data);
+    if (bytes.scales) weight.view.scales.push_back(scales);
+    device.threads->parallel_for(tasks, [&](int64_t task, int thread) {
       if (progress.cancelled()) return;
-      const int64_t begin = task * ROWS_PER_TASK;
-      const int64_t end = std::min(begin + ROWS_PER_TASK, desc.rows);
-      if (generated) {
-        generate(desc.seed, parts[p].offset, begin * desc.cols, (end - begin) * desc.cols,
-                 desc.mean, desc.deviation, desc.dtype, out + begin * row_bytes);
-        return;
-      }
-      float* row = device.scratch[thread].get(desc.cols);
-      for (int64_t r = begin; r < end; r++) {
-        decode_row(desc, source, r, row, *device.kernels);
-        device.kernels->store(desc.dtype, desc.cols, row, out + r * row_bytes);
-      }
+      const int64_t begin = task * block;
+      convert_rows(desc, sources[p], begin, std::min(begin + block, desc.rows),
+                   rooms[thread].data(), data, scales);
     });
     if (progress.cancelled()) throw Error(MOELA_ERR_CANCELLED, "loading was cancelled");
     progress.report(p + 1, desc.count);
@@ -183,15 +104,18 @@ int32_t moela_model_add_weight(moela_model* model, const moela_weight_desc* desc
     weight.view.parts.reserve(desc->count);
     bool in_place = desc->stored == desc->dtype;
     for (int32_t i = 0; i < desc->count; i++) in_place = in_place && parts[i].file >= 0;
-    const uint64_t bytes = static_cast<uint64_t>(desc->count) * desc->rows * desc->cols *
-                           dtype_bytes(desc->dtype);
     if (in_place) {
       for (int32_t i = 0; i < desc->count; i++) {
-        weight.view.parts.push_back(source_of(*model, *desc, parts[i]).data);
+        const StoredMatrix matrix = stored_matrix(*model, *desc, parts[i]);
+        weight.view.parts.push_back(matrix.data);
+        if (matrix.scales) weight.view.scales.push_back(matrix.scales);
       }
-      weight.mapped_bytes = bytes;
-    } else {
+      const MatrixBytes bytes = matrix_bytes(desc->dtype, desc->rows, desc->cols);
+      weight.mapped_bytes = (bytes.data + bytes.scales) * desc->count;
+      model->backend->hold_weight(weight, control);
+    } else if (!model->backend->make_weight(*desc, parts, weight, control)) {
       fill(*model, *desc, parts, weight, Progress{control});
+      model->backend->hold_weight(weight, control);
     }
     model->weights.push_back(std::move(weight));
     id = static_cast<int32_t>(model->weights.size()) - 1;
@@ -219,6 +143,7 @@ int32_t moela_model_add_constant(moela_model* model, int32_t dtype, int32_t coun
     for (int32_t i = 0; i < count; i++) {
       weight.view.parts.push_back(weight.constant.data() + i * part);
     }
+    model->backend->hold_weight(weight, nullptr);
     model->weights.push_back(std::move(weight));
     id = static_cast<int32_t>(model->weights.size()) - 1;
   });
@@ -233,8 +158,19 @@ int32_t moela_model_read_weight(moela_model* model, int32_t weight, int32_t part
     require(weight >= 0 && weight < static_cast<int32_t>(model->weights.size()), "no such weight");
     const Weight& view = model->weights[weight].view;
     require(part >= 0 && part < static_cast<int32_t>(view.parts.size()), "no such part");
-    require(view.dtype == MOELA_F32 || view.dtype == MOELA_BF16, "the weight is not f32 or bf16");
+    require(view.dtype == MOELA_F32 || view.dtype == MOELA_BF16 || weight_has_scales(view.dtype),
+            "the constant is not f32 or bf16");
     require(out_bytes == static_cast<uint64_t>(view.rows * view.cols * 4), "size of the output");
-    model->device->kernels->load(view.dtype, view.rows * view.cols, view.parts[part], out);
+    // To the host first, where the device's memory is not.
+    const MatrixBytes bytes = matrix_bytes(view.dtype, view.rows, view.cols);
+    std::vector<char> data(bytes.data), scales(bytes.scales);
+    model->device->copy_out(data.data(), view.parts[part], bytes.data);
+    if (bytes.scales) {
+      model->device->copy_out(scales.data(), view.scales[part], bytes.scales);
+    }
+    for (int64_t row = 0; row < view.rows; row++) {
+      dequantize_row(view.dtype, row, view.cols, data.data(), scales.data(),
+                     out + row * view.cols);
+    }
   });
 }

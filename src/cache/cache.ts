@@ -2,9 +2,7 @@ import { CacheBusyError, DisposedError } from "../errors.ts";
 import { type CacheIdentity, saveTimeline } from "./file.ts";
 import { toPath } from "./path.ts";
 import type { Timeline } from "./timeline.ts";
-
-/** Element type of a cache. */
-export type CacheType = "f32" | "bf16";
+import type { CacheType } from "./type.ts";
 
 /** What a cache needs of its model. */
 export interface CacheOwner {

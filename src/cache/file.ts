@@ -10,7 +10,13 @@ import {
   readSafetensorsHeader,
   type SafetensorsHeader,
 } from "../weights/safetensors.ts";
-import type { CacheType } from "./cache.ts";
+import {
+  CACHE_TYPES,
+  type CacheType,
+  elementBytes,
+  entryBytes,
+  scaleBytes,
+} from "./type.ts";
 import type { Timeline } from "./timeline.ts";
 
 /** What a saved cache belongs to: it is loaded only where all of it is the same. */
@@ -27,11 +33,22 @@ export interface CacheIdentity {
 
 const FORMAT = "moela-cache";
 const VERSION = "1";
-/** Pages in the file are whole: layers of 64 tokens each, latent then rotary key. */
+/** Pages in the file are whole: layers of 64 tokens each, latent then rotary key; then their scales. */
 const LAYOUT = "page,layer,token,latent+rope";
 const PAGE_TOKENS = 64;
-const DTYPES = { f32: "F32", bf16: "BF16" } as const;
-const BYTES = { f32: 4, bf16: 2 };
+
+/** A page's tensor: elements where they are numbers of a type, else a layer's bytes. */
+function pagesTensor(
+  { type, shape: [layers, width] }: CacheIdentity,
+  n: number,
+) {
+  return type === "f32" || type === "bf16"
+    ? { dtype: type.toUpperCase(), shape: [n, layers, PAGE_TOKENS, width] }
+    : {
+      dtype: "U8",
+      shape: [n, layers, PAGE_TOKENS * entryBytes(type, width)],
+    };
+}
 
 /** Sets what lies beyond the last token to zero: it is nobody's business. */
 function clearTail(
@@ -39,10 +56,12 @@ function clearTail(
   tokens: number,
   { type, shape: [layers, width] }: CacheIdentity,
 ) {
-  const tokenBytes = width * BYTES[type];
+  let begin = 0;
   for (let layer = 0; layer < layers; layer++) {
-    const begin = layer * PAGE_TOKENS * tokenBytes;
-    page.fill(0, begin + tokens * tokenBytes, begin + PAGE_TOKENS * tokenBytes);
+    for (const bytes of [elementBytes(type, width), scaleBytes(type)]) {
+      page.fill(0, begin + tokens * bytes, begin + PAGE_TOKENS * bytes);
+      begin += PAGE_TOKENS * bytes;
+    }
   }
 }
 
@@ -65,7 +84,7 @@ function headerBytes(
   const { type, shape: [layers, width] } = identity;
   const nPages = Math.ceil(timeline.length / PAGE_TOKENS);
   const tokenBytes = timeline.length * 4;
-  const pageBytes = nPages * layers * PAGE_TOKENS * width * BYTES[type];
+  const pageBytes = nPages * layers * PAGE_TOKENS * entryBytes(type, width);
   const json = JSON.stringify({
     __metadata__: {
       format: FORMAT,
@@ -82,8 +101,7 @@ function headerBytes(
       data_offsets: [0, tokenBytes],
     },
     pages: {
-      dtype: DTYPES[type],
-      shape: [nPages, layers, PAGE_TOKENS, width],
+      ...pagesTensor(identity, nPages),
       data_offsets: [tokenBytes, tokenBytes + pageBytes],
     },
   });
@@ -198,7 +216,7 @@ export async function savedType(path: string): Promise<CacheType> {
   const { metadata } = await readHeader(path);
   const type = metadata.get("type");
   if (
-    metadata.get("format") !== FORMAT || (type !== "f32" && type !== "bf16")
+    metadata.get("format") !== FORMAT || !CACHE_TYPES.some((t) => t === type)
   ) {
     throw new CacheFileError(
       `${path}: is not a cache that was saved here; its format is ${
@@ -206,7 +224,7 @@ export async function savedType(path: string): Promise<CacheType> {
       }, and must be ${FORMAT}`,
     );
   }
-  return type;
+  return type as CacheType;
 }
 
 /**
@@ -222,21 +240,19 @@ export async function loadTimeline(
 ): Promise<void> {
   const header = await readHeader(path);
   checkIdentity(header, identity);
-  const { type, shape: [layers, width] } = identity;
   const tokens = header.tensors.get("tokens");
   const pages = header.tensors.get("pages");
   const length = tokens?.shape[0] ?? 0;
   const nPages = Math.ceil(length / PAGE_TOKENS);
-  const shape = [nPages, layers, PAGE_TOKENS, width].join();
+  const expected = pagesTensor(identity, nPages);
+  const shape = expected.shape.join();
   if (
     tokens?.dtype !== "I32" || tokens.shape.length !== 1 ||
-    pages?.dtype !== DTYPES[type] || pages.shape.join() !== shape ||
+    pages?.dtype !== expected.dtype || pages.shape.join() !== shape ||
     header.tensors.size !== 2 || pages.begin !== tokens.end
   ) {
     throw new CacheFileError(
-      `${path}: the tensors are not tokens I32 [n] and pages ${
-        DTYPES[type]
-      } [${shape}]`,
+      `${path}: the tensors are not tokens I32 [n] and pages ${expected.dtype} [${shape}]`,
     );
   }
   if (length > limits.maximum) {

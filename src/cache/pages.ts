@@ -1,9 +1,10 @@
 import { type NativeModel, PAGE_TOKENS } from "../../ffi/mod.ts";
 import { OutOfMemoryError } from "../errors.ts";
+import { type CacheType, entryBytes } from "./type.ts";
 
 /** Bytes and geometry of a pool. */
 export interface PagePoolOptions {
-  dtype: "f32" | "bf16";
+  dtype: CacheType;
   layers: number;
   kv_lora_rank: number;
   qk_rope_head_dim: number;
@@ -78,8 +79,8 @@ export class PagePool {
     options: PagePoolOptions,
   ) {
     const { dtype, layers, kv_lora_rank, qk_rope_head_dim } = options;
-    const elements = layers * (kv_lora_rank + qk_rope_head_dim) * PAGE_TOKENS;
-    const pageBytes = elements * (dtype === "f32" ? 4 : 2);
+    const width = kv_lora_rank + qk_rope_head_dim;
+    const pageBytes = layers * PAGE_TOKENS * entryBytes(dtype, width);
     this.#model = model;
     this.#budget = budget;
     const most = Math.min(budget.bytes, MAX_RESERVED);

@@ -1,7 +1,8 @@
 import type { NativeModel } from "../../ffi/mod.ts";
 import { DisposedError } from "../errors.ts";
 import type { ModelConfig } from "../model/config.ts";
-import { Cache, type CacheOwner, type CacheType } from "./cache.ts";
+import { Cache, type CacheOwner } from "./cache.ts";
+import { CACHE_TYPES, type CacheType, entryBytes } from "./type.ts";
 import { type CacheIdentity, loadTimeline, savedType } from "./file.ts";
 import { PageBudget, PagePool } from "./pages.ts";
 import { toPath } from "./path.ts";
@@ -66,7 +67,7 @@ export class CacheStore implements CacheOwner {
 
   bytesPerToken(type: CacheType): number {
     const [layers, width] = this.#shape();
-    return layers * width * (type === "f32" ? 4 : 2);
+    return layers * entryBytes(type, width);
   }
 
   #shape(): readonly [layers: number, width: number] {
@@ -113,8 +114,12 @@ export class CacheStore implements CacheOwner {
 
   /** An empty cache; see `model.createCache()`. */
   create(options: CacheOptions): Cache {
-    const maximum = this.#parts.config.max_position_embeddings;
-    checkCacheOptions(options, maximum);
+    const { config } = this.#parts;
+    const maximum = config.max_position_embeddings;
+    checkCacheOptions(options, maximum, [
+      config.kv_lora_rank,
+      config.qk_rope_head_dim,
+    ]);
     const { capacity } = options;
     const type = this.#type(options.type);
     const timeline = new Timeline(this.#pool(type), capacity);
@@ -215,16 +220,27 @@ export class CacheStore implements CacheOwner {
   }
 }
 
-function checkCacheOptions(options: CacheOptions, maximum: number) {
+function checkCacheOptions(
+  options: CacheOptions,
+  maximum: number,
+  widths: readonly number[],
+) {
   const prefix = "Cannot create a cache";
   if (typeof options !== "object" || options === null) {
     throw new TypeError(`${prefix}: options must be an object`);
   }
   const { capacity, type } = options;
-  if (type !== undefined && !["auto", "f32", "bf16"].includes(type)) {
+  const types = ["auto", ...CACHE_TYPES];
+  if (type !== undefined && !types.includes(type)) {
     const error = typeof type === "string" ? RangeError : TypeError;
     throw new error(
-      `${prefix}: type is ${type}, and must be one of auto, f32, bf16`,
+      `${prefix}: type is ${type}, and must be one of ${types.join(", ")}`,
+    );
+  }
+  if (type === "int6" && widths.some((width) => width % 16 !== 0)) {
+    throw new RangeError(
+      `${prefix}: type is int6, which takes latents and rotary keys of multiples of 16 elements, ` +
+        `and the model's have ${widths.join(" and ")}`,
     );
   }
   if (capacity === undefined) return;

@@ -8,14 +8,32 @@ import { OutOfMemoryError } from "../errors.ts";
 import { assemble, type Assembled, type Part } from "./step.ts";
 import type { Draw, Task } from "./task.ts";
 
-/** Rows of a step at most: the program's size. */
-export const MIXED_ROWS = 512;
-/** Rows of a step that others decode in: a long prompt must not keep them waiting. */
-const SHARED_ROWS = 128;
 /** Sequences that decode together at most. */
 export const DECODE_ROWS = 256;
-/** Logits rows that exist at once. */
+/** Logits rows that exist at once, at least. */
 export const LOGITS_ROWS = 64;
+
+/** Rows that suit a kind of device. */
+export interface StepLimits {
+  /** Of a step at most: the program's size. */
+  mixed: number;
+  /** Of a step that others decode in: a long prompt must not keep them waiting. */
+  shared: number;
+  /** Logits rows that exist at once. */
+  logits: number;
+}
+
+export const CPU_LIMITS: StepLimits = {
+  mixed: 512,
+  shared: 128,
+  logits: LOGITS_ROWS,
+};
+/** A GPU needs thousands of rows to be busy, and is done with them as soon. */
+export const CUDA_LIMITS: StepLimits = {
+  mixed: 4096,
+  shared: 1024,
+  logits: 256,
+};
 
 /** Steps that one call runs at most: new requests wait no longer than one of them. */
 const MAX_STEPS = 64;
@@ -26,6 +44,7 @@ export interface EngineOptions {
   programs: { decode: number; mixed: number };
   vocab_size: number;
   maxBatch: number;
+  limits: StepLimits;
 }
 
 /**
@@ -140,9 +159,10 @@ export class Engine {
     const parts: Part[] = [];
     const decoding = this.#active.filter((task) => task.drawsLeft > 0);
     const others = this.#active.filter((task) => task.drawsLeft === 0);
+    const { limits } = this.#options;
     let rows = decoding.length > 0 && others.length > 0
-      ? Math.max(SHARED_ROWS, decoding.length + 1)
-      : MIXED_ROWS;
+      ? Math.max(limits.shared, decoding.length + 1)
+      : limits.mixed;
     const blocked: { task: Task; error: OutOfMemoryError }[] = [];
     for (const task of [...decoding, ...others]) {
       if (!this.#active.includes(task)) continue; // suspended meanwhile

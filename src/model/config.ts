@@ -24,10 +24,20 @@ export type ModelType =
 
 /** Block-wise FP8 (E4M3), as `quantization_config` announces it. */
 export interface Fp8Quantization {
-  /** The only method that is read. */
+  /** The method. */
   readonly quant_method: "fp8";
   /** Rows and columns that share one scale. */
   readonly weight_block_size: readonly [128, 128];
+}
+
+/** INT8 or INT4 by groups of columns, as `examples/quantize.ts` announces it. */
+export interface GroupQuantization {
+  /** The method: formats of this library. */
+  readonly quant_method: "moela";
+  /** Type of the weights. */
+  readonly weights: "int8" | "int4";
+  /** Columns that share one scale. */
+  readonly group_size: 128;
 }
 
 /**
@@ -107,7 +117,7 @@ export interface ModelConfig {
   /** Tokens that end a text, in the form of the file. */
   readonly eos_token_id: number | readonly number[] | null;
   /** How projections are stored; null: as plain floats. */
-  readonly quantization_config: Fp8Quantization | null;
+  readonly quantization_config: Fp8Quantization | GroupQuantization | null;
 }
 
 /**
@@ -220,11 +230,18 @@ function parseRouter(fields: Fields, type: ModelType) {
 function parseQuantization(
   fields: Fields,
   file: string,
-): Fp8Quantization | null {
+): Fp8Quantization | GroupQuantization | null {
   const name = "quantization_config";
   if (fields.raw(name) === undefined) return null;
   const quantization = new Fields(fields.raw(name), file, name);
-  const quant_method = quantization.choice("quant_method", ["fp8"]);
+  const quant_method = quantization.choice("quant_method", ["fp8", "moela"]);
+  if (quant_method === "moela") {
+    const weights = quantization.choice("weights", ["int8", "int4"]);
+    if (quantization.raw("group_size") !== 128) {
+      quantization.refuse("group_size", "128");
+    }
+    return { quant_method, weights, group_size: 128 };
+  }
   quantization.choice("fmt", ["e4m3"], "e4m3");
   const block = quantization.raw("weight_block_size");
   if (

@@ -1,6 +1,8 @@
 import {
   CancelledError,
   ControlWord,
+  cudaWorks,
+  type DeviceName,
   type KernelSetName,
   NativeDevice,
   NativeModel,
@@ -8,10 +10,10 @@ import {
 } from "../../ffi/mod.ts";
 
 import {
+  CPU_LIMITS,
+  CUDA_LIMITS,
   DECODE_ROWS,
   Engine,
-  LOGITS_ROWS,
-  MIXED_ROWS,
 } from "../generate/engine.ts";
 import { CacheStore } from "../cache/store.ts";
 import { resolveCheckpoint } from "../hub/resolve.ts";
@@ -43,19 +45,19 @@ export interface LoadProgress {
 
 /** Options of {@link loadModel}. */
 export interface LoadOptions {
-  /** "auto" (default): CUDA when it works, else the CPU. */
-  device?: "auto" | "cpu" | "cuda" | `cuda:${number}`;
+  /** "auto" (default): CUDA when it works, else the CPU; "cuda:1" is the second GPU. */
+  device?: "auto" | DeviceName;
   /** "auto" (default): as stored; others are converted while loading. */
   weights?: WeightsType;
   /** CPU threads; default: as many as the process may use. */
   threads?: number;
-  /** "auto" (default): the best that the processor has; or a lesser set. */
+  /** "auto" (default): the best that the device has; or a lesser set ("generic": of CUDA). */
   kernels?: KernelSetName;
   /** Told how the load goes on. */
   onProgress?: (progress: LoadProgress) => void;
   /** Aborts the load. */
   signal?: AbortSignal;
-  /** Bytes of all cache pages; default: half of the memory available. */
+  /** Bytes of all cache pages; default: half of the memory available, on CUDA 90 %. */
   cacheBytes?: number;
   /** The part of them that may keep prefixes of finished requests; default: all that is unused. */
   prefixCacheBytes?: number;
@@ -64,6 +66,17 @@ export interface LoadOptions {
 }
 
 const DEFAULT_BATCH = 64;
+const CPU_KERNELS: readonly string[] = ["reference", "avx2", "avx512", "amx"];
+const CUDA_KERNELS: readonly string[] = ["generic", "sm90"];
+
+/** The device that "auto" stands for: where the kernels asked for run, else CUDA when it works. */
+function chooseDevice(
+  { device = "auto", kernels = "auto" }: LoadOptions,
+): DeviceName {
+  if (device !== "auto") return device;
+  if (kernels !== "auto") return CPU_KERNELS.includes(kernels) ? "cpu" : "cuda";
+  return cudaWorks() ? "cuda" : "cpu";
+}
 
 /** TypeError when the value is not of the type that the option has, else RangeError. */
 function fail(
@@ -98,18 +111,17 @@ function checkOptions(options: LoadOptions) {
   whole("threads", 1024);
   whole("cacheBytes", Number.MAX_SAFE_INTEGER);
   whole("prefixCacheBytes", Number.MAX_SAFE_INTEGER, 0);
-  whole("maxBatch", MIXED_ROWS);
+  whole("maxBatch", CPU_LIMITS.mixed);
   const among = (name: "weights" | "kernels", allowed: readonly string[]) => {
     const value: unknown = options[name];
     if (value === undefined || allowed.includes(value as string)) return;
     fail(name, value, "string", `one of ${allowed.join(", ")}`);
   };
-  among("weights", ["auto", "f32", "bf16"]);
-  among("kernels", ["auto", "reference", "avx2", "avx512", "amx"]);
+  among("weights", ["auto", "f32", "bf16", "fp8", "int8", "int4"]);
+  among("kernels", ["auto", ...CPU_KERNELS, ...CUDA_KERNELS]);
   const { device = "auto", onProgress, signal } = options;
-  if (device !== "auto" && device !== "cpu") {
-    const right = '"auto" or "cpu": this build has no CUDA library';
-    fail("device", device, "string", right);
+  if (!/^(auto|cpu|cuda(:\d{1,4})?)$/.test(device)) {
+    fail("device", device, "string", '"auto", "cpu", "cuda" or "cuda:1"');
   }
   if (onProgress !== undefined && typeof onProgress !== "function") {
     fail("onProgress", onProgress, "function", "a function");
@@ -179,6 +191,7 @@ export async function buildModel(
   const generationConfig = parts.checkpoint?.generationConfig;
   const { onProgress, signal } = options;
   const device = new NativeDevice({
+    device: chooseDevice(options),
     threads: options.threads,
     kernels: options.kernels,
   });
@@ -201,14 +214,16 @@ export async function buildModel(
         signal?.throwIfAborted();
       },
     });
-    const weightsType = weights.layers[0].kvB.dtype;
+    const weightsType = weights.layers[0].output.dtype;
     const { bytes: total } = parts;
     const keepAll = parts.keepAll ?? false;
+    const cuda = device.library.kind === "cuda";
+    const limits = cuda ? CUDA_LIMITS : CPU_LIMITS;
     const decode = recordModel(config, weights, "absorbed");
     const mixed = recordModel(config, weights, "both", keepAll);
     const programs = {
-      decode: native.addProgram(decode.program, DECODE_ROWS, LOGITS_ROWS),
-      mixed: native.addProgram(mixed.program, MIXED_ROWS, LOGITS_ROWS),
+      decode: native.addProgram(decode.program, DECODE_ROWS, limits.logits),
+      mixed: native.addProgram(mixed.program, limits.mixed, limits.logits),
     };
     onProgress?.({ stage: "prepare", loaded: total, total });
     const free = device.info().memoryFree;
@@ -218,6 +233,7 @@ export async function buildModel(
       programs: keepAll ? { ...programs, decode: programs.mixed } : programs,
       vocab_size: config.vocab_size,
       maxBatch: options.maxBatch ?? DEFAULT_BATCH,
+      limits,
     });
     const model = new Model({
       config,
@@ -242,7 +258,8 @@ export async function buildModel(
         weightsType,
         fingerprint: once(parts.fingerprint),
         prefixCacheBytes: options.prefixCacheBytes ?? Infinity,
-        cacheBytes: options.cacheBytes ?? Math.floor(free / 2),
+        cacheBytes: options.cacheBytes ??
+          Math.floor(free * (cuda ? 0.9 : 0.5)),
       }),
     });
     return model;

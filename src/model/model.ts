@@ -86,9 +86,9 @@ export class Model implements Disposable, AsyncDisposable {
     return this.#open("inspect");
   }
 
-  /** The device in use. */
+  /** The device in use: "cpu", "cuda:0", … */
   get device(): string {
-    return "cpu";
+    return this.#internals.device.device;
   }
 
   /** Requests in steps, and those that wait for a place. */

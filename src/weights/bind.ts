@@ -2,6 +2,7 @@ import type {
   NativeModel,
   NativeWeight,
   NativeWeightPart,
+  WeightDType,
   WeightRef,
 } from "../../ffi/mod.ts";
 import { CheckpointError } from "../errors.ts";
@@ -14,10 +15,11 @@ import type {
 } from "../model/layers.ts";
 import { ropeNumbers } from "../model/rope.ts";
 import type { Checkpoint } from "./checkpoint.ts";
+import { scaleSuffix } from "./expect.ts";
 import { generatedSpread, tensorKey } from "./generated.ts";
 
 /** What `LoadOptions.weights` may ask for. */
-export type WeightsType = "auto" | "f32" | "bf16";
+export type WeightsType = "auto" | WeightDType;
 
 /** Where weights come from: a checkpoint, or the generator's numbers. */
 export interface WeightSource {
@@ -35,6 +37,8 @@ const STORED: Record<string, NativeWeight["stored"]> = {
   BF16: "bf16",
   F16: "f16",
   F8_E4M3: "fp8",
+  I8: "int8",
+  U8: "int4",
 };
 
 /** The tensors of a checkpoint; its files are mapped now. */
@@ -67,8 +71,9 @@ export function checkpointSource(
       const parts = names.map((name): NativeWeightPart => {
         const { file, begin } = tensor(name);
         const part = { file: files[file], offset: begin };
-        if (type !== "F8_E4M3") return part;
-        const scale = tensor(`${name}_scale_inv`);
+        const suffix = scaleSuffix(type);
+        if (suffix === undefined) return part;
+        const scale = tensor(name + suffix);
         return {
           ...part,
           scaleFile: files[scale.file],
@@ -112,15 +117,27 @@ export interface BindOptions {
 }
 
 /** Bytes of an element by stored type. */
-const STORED_BYTES = { f32: 4, bf16: 2, f16: 2, fp8: 1 };
+const STORED_BYTES = {
+  f32: 4,
+  bf16: 2,
+  f16: 2,
+  fp8: 1,
+  int8: 1,
+  int4: 0.5,
+};
 
-/** The type that a weight runs in; f16 and fp8 are converted, for now. */
+/** The type that a weight runs in; there are no kernels for f16. */
 function running(
   stored: NativeWeight["stored"],
   wanted: WeightsType,
-): "f32" | "bf16" {
+): WeightDType {
   if (wanted !== "auto") return wanted;
-  return stored === "fp8" ? "bf16" : stored === "f16" ? "f32" : stored;
+  return stored === "f16" ? "f32" : stored;
+}
+
+/** The type of kv_b_proj, which is read by rows and by columns, when `weights` is wanted. */
+export function kvBType(weights: WeightsType): WeightsType {
+  return weights === "int4" ? "int8" : weights;
 }
 
 /** Gives every weight of the model to the library, tensor by tensor. */
@@ -144,9 +161,11 @@ export async function bindWeights(
   ): Promise<WeightRef> {
     const found = source.find(names, rows, cols);
     const dtype = running(found.stored, wanted);
-    // A generated weight is made in the type that it runs in.
+    // A generated weight is made in the type that it runs in; one with scales from another.
     const generated = typeof found.parts[0] === "bigint";
-    const stored = generated ? dtype : found.stored;
+    const stored = generated && (dtype === "f32" || dtype === "bf16")
+      ? dtype
+      : found.stored;
     const weight = { ...found, stored, dtype };
     const ref = await native.addWeight(weight, options.control);
     const bytes = names.length * rows * cols * STORED_BYTES[stored];
@@ -226,7 +245,12 @@ export async function bindWeights(
         d,
       ),
       kvANorm: await exact(`${attn}.kv_a_layernorm`, 1, r),
-      kvB: await matrix(`${attn}.kv_b_proj`, heads * kvHead, r),
+      kvB: await bind(
+        [`${attn}.kv_b_proj.weight`],
+        heads * kvHead,
+        r,
+        kvBType(options.weights),
+      ),
       output: await matrix(`${attn}.o_proj`, d, heads * config.v_head_dim),
       postNorm: await exact(`${prefix}.post_attention_layernorm`, 1, d),
       mlp: isMoeLayer(config, i)

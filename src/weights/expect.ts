@@ -15,8 +15,8 @@ export interface ExpectedTensor {
   readonly name: string;
   /** Sizes as stored: `[out, in]` for a projection. */
   readonly shape: readonly number[];
-  /** Whether it may be stored in FP8, beside a `weight_scale_inv`. */
-  readonly quantizable: boolean;
+  /** Stored types with scales that it may have. */
+  readonly scaled: readonly string[];
   /** Whether it may be absent. */
   readonly optional: boolean;
 }
@@ -26,16 +26,68 @@ export const FP8_BLOCK = 128;
 
 const FLOAT_DTYPES: readonly string[] = ["F32", "BF16", "F16"];
 
+/** Columns that share a scale of an INT8 or INT4 weight. */
+export const GROUP = 128;
+
+/** What a stored type with scales is beside the matrix `[rows, cols]` that it stands for. */
+interface ScaledType {
+  /** What follows the weight's name in that of its scales. */
+  suffix: string;
+  /** Sizes of the weight as stored. */
+  shape(rows: number, cols: number): number[];
+  /** Sizes of the scales. */
+  scales(rows: number, cols: number): number[];
+  /** Type of the scales. */
+  scaleDtype: "F32" | "BF16" | "U32";
+}
+
+/** The formats of `moela_weight_desc`, by stored type: FP8, INT8 and INT4. */
+export const SCALED_TYPES: Readonly<Record<string, ScaledType>> = {
+  F8_E4M3: {
+    suffix: "_scale_inv",
+    shape: (rows, cols) => [rows, cols],
+    scales: (rows, cols) => [
+      Math.ceil(rows / FP8_BLOCK),
+      Math.ceil(cols / FP8_BLOCK),
+    ],
+    scaleDtype: "F32",
+  },
+  I8: {
+    suffix: "_scale",
+    shape: (rows, cols) => [rows, cols],
+    scales: (rows, cols) => [rows, Math.ceil(cols / GROUP)],
+    scaleDtype: "BF16",
+  },
+  U8: {
+    suffix: "_scale",
+    shape: (rows, cols) => [rows, 32 * Math.ceil(cols / 64)],
+    scales: (rows, cols) => [rows, Math.ceil(cols / GROUP)],
+    scaleDtype: "U32",
+  },
+};
+
+/** What follows the name of a weight of this type in that of its scales; undefined without. */
+export function scaleSuffix(dtype: string): string | undefined {
+  return Object.hasOwn(SCALED_TYPES, dtype)
+    ? SCALED_TYPES[dtype].suffix
+    : undefined;
+}
+
 function exact(name: string, ...shape: number[]): ExpectedTensor {
-  return { name, shape, quantizable: false, optional: false };
+  return { name, shape, scaled: [], optional: false };
 }
 
 /** The weight of a projection from `columns` to `rows`. */
-function linear(name: string, rows: number, columns: number): ExpectedTensor {
+function linear(
+  name: string,
+  rows: number,
+  columns: number,
+  scaled: readonly string[] = Object.keys(SCALED_TYPES),
+): ExpectedTensor {
   return {
     name: `${name}.weight`,
     shape: [rows, columns],
-    quantizable: true,
+    scaled,
     optional: false,
   };
 }
@@ -71,6 +123,8 @@ function* expectedAttention(
     `${prefix}.kv_b_proj`,
     heads * (qk_nope_head_dim + v_head_dim),
     kv_lora_rank,
+    // It is read by columns, too.
+    ["F8_E4M3", "I8"],
   );
   yield linear(`${prefix}.o_proj`, hidden_size, heads * v_head_dim);
 }
@@ -202,22 +256,29 @@ export function checkTensors(
       if (rules.optional) continue;
       throw missing(name, shape);
     }
-    checkShape(tensor, name, shape);
-    checkDtype(
-      tensor,
-      name,
-      rules.quantizable ? [...FLOAT_DTYPES, "F8_E4M3"] : FLOAT_DTYPES,
-    );
-    if (tensor.dtype !== "F8_E4M3") continue;
-    const scaleName = `${name}_scale_inv`;
-    const scaleShape = shape.map((size) => Math.ceil(size / FP8_BLOCK));
+    const type = rules.scaled.includes(tensor.dtype)
+      ? SCALED_TYPES[tensor.dtype]
+      : undefined;
+    if (type === undefined) {
+      checkShape(tensor, name, shape);
+      checkDtype(tensor, name, [...FLOAT_DTYPES, ...rules.scaled]);
+      continue;
+    }
+    const [rows, cols] = shape;
+    checkShape(tensor, name, type.shape(rows, cols));
+    const scaleName = name + type.suffix;
+    const scaleShape = type.scales(rows, cols);
     const scale = tensors.get(scaleName);
     if (scale === undefined) {
-      throw missing(scaleName, scaleShape, `: ${show(name)} is F8_E4M3`);
+      throw missing(
+        scaleName,
+        scaleShape,
+        `: ${show(name)} is ${tensor.dtype}`,
+      );
     }
     known.add(scaleName);
     checkShape(scale, scaleName, scaleShape);
-    checkDtype(scale, scaleName, ["F32"]);
+    checkDtype(scale, scaleName, [type.scaleDtype]);
   }
   const prediction = predictionLayers(config, tensors.keys());
   for (const [name, tensor] of tensors) {

@@ -80,7 +80,10 @@ export async function makeCheckpoint(
   const add = (expected: ExpectedTensor) => {
     const { name, shape } = expected;
     const values = randomValues(expected, random);
-    if (dtype === "fp8" && expected.quantizable && name !== "lm_head.weight") {
+    if (
+      dtype === "fp8" && expected.scaled.includes("F8_E4M3") &&
+      name !== "lm_head.weight"
+    ) {
       const { weight, scale } = quantize(values, shape);
       tensors.set(name, weight);
       tensors.set(`${name}_scale_inv`, scale);
@@ -99,7 +102,7 @@ export async function makeCheckpoint(
   if (options.predictionLayer) {
     const prefix = `model.layers.${config.num_hidden_layers}`;
     const { hidden_size } = config;
-    const rules = { quantizable: false, optional: false };
+    const rules = { scaled: [], optional: false };
     for (
       const name of ["input_layernorm", "enorm", "hnorm", "shared_head.norm"]
     ) {

@@ -1,15 +1,26 @@
 /** What the tests of single operations share: kernel sets, seeded numbers, comparisons. */
 import { assert, assertEquals } from "@std/assert";
-import { type KernelSetName, NativeDevice } from "../../ffi/mod.ts";
+import {
+  cudaWorks,
+  type DeviceName,
+  type KernelSetName,
+  NativeDevice,
+} from "../../ffi/mod.ts";
 import { fromBf16, Random, toBf16 } from "./numbers.ts";
 
-function available(): KernelSetName[] {
-  using device = new NativeDevice({ threads: 1 });
-  return device.info().available;
+function available(device: DeviceName): KernelSetName[] {
+  using opened = new NativeDevice({ device, threads: 1 });
+  return opened.info().available;
 }
 
-/** The kernel sets that work here. */
-export const kernelSets: readonly KernelSetName[] = available();
+/** The kernel sets of the CPU that work here. */
+export const cpuKernelSets: readonly KernelSetName[] = available("cpu");
+
+/** All kernel sets that work here: with the CUDA library and a GPU also theirs. */
+export const kernelSets: readonly KernelSetName[] = [
+  ...cpuKernelSets,
+  ...(cudaWorks() ? available("cuda") : []),
+];
 
 export type Floats = Float32Array<ArrayBuffer>;
 export type FloatType = "f32" | "bf16";

@@ -1,5 +1,5 @@
 // Replays operations: from a recorded struct to the operation's own signature.
-#include "runtime/program.h"
+#include "runtime/cpu_run.h"
 
 namespace moela {
 namespace {

@@ -3,6 +3,7 @@
  * it is current. Options: `--cuda` (the CUDA library instead of the CPU one), `--sanitize` (the CPU
  * library with address and undefined-behaviour sanitizers, in `build/sanitize`).
  */
+import { bundlePage } from "../src/server/page_bundle.ts";
 import { bundleGrammar, bundleTokenizer } from "../src/text/bundle.ts";
 
 const ROOT = new URL("../", import.meta.url);
@@ -146,6 +147,7 @@ if (import.meta.main) {
     await buildLibrary(target(Deno.args));
     await bundleTokenizer(new URL("build/", ROOT));
     await bundleGrammar(new URL("build/", ROOT));
+    await bundlePage(new URL("build/", ROOT));
   } catch (error) {
     console.error(error instanceof Error ? error.message : error);
     Deno.exit(1);

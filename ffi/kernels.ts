@@ -4,6 +4,7 @@ import { NativeModel } from "./model.ts";
 import { ProgramRecorder } from "./program.ts";
 import {
   ALONE,
+  type CacheDType,
   type CacheRows,
   type LatentCache,
   layOut,
@@ -58,12 +59,15 @@ export class Kernels implements Disposable {
     return this.model.addConstant(data, rows, cols);
   }
 
-  /** An empty latent cache with room for `tokens`; `shuffle` reverses the order of its pages. */
+  /**
+   * An empty latent cache with room for `tokens`; `shuffle` reverses the order of its pages.
+   *
+   * @throws Error when the type does not take the widths: int6 needs multiples of 16
+   */
   cache(
     shape: Pick<MlaShape, "kv_lora_rank" | "qk_rope_head_dim">,
     tokens: number,
-    options: { dtype?: "f32" | "bf16"; layers?: number; shuffle?: boolean } =
-      {},
+    options: { dtype?: CacheDType; layers?: number; shuffle?: boolean } = {},
   ): LatentCache {
     const n = Math.ceil(tokens / PAGE_TOKENS);
     const { kv_lora_rank, qk_rope_head_dim } = shape;

@@ -4,6 +4,7 @@
  *
  * @module
  */
+export * from "./convert.ts";
 export * from "./device.ts";
 export * from "./enums.ts";
 export * from "./kernels.ts";

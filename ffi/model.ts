@@ -4,6 +4,7 @@ import type { NativeDevice } from "./device.ts";
 import { ControlWord, DType } from "./enums.ts";
 import { PageCalls } from "./pages.ts";
 import type { ProgramRecorder } from "./program.ts";
+import type { CacheDType } from "./sequences.ts";
 import type { ValueRef, WeightRef } from "./shapes.ts";
 import { ErrorBuffer } from "./status.ts";
 import { type NativeStep, newControl } from "./step.ts";
@@ -185,7 +186,7 @@ export class NativeModel extends PageCalls implements Disposable {
   /** Adds a pool of cache pages; returns its id. */
   addPool(
     pool: {
-      dtype: "f32" | "bf16" | "fp8" | "int8" | "int6";
+      dtype: CacheDType;
       layers: number;
       kv_lora_rank: number;
       qk_rope_head_dim: number;

@@ -1,5 +1,8 @@
 import type { NativeStep, SegmentValues } from "./step.ts";
 
+/** Types that a cache keeps its entries in: the formats are written beside `moela_pool_desc`. */
+export type CacheDType = "f32" | "bf16" | "fp8" | "int8" | "int6";
+
 /** A latent cache on the device: `tokens` of one sequence, in pages that lie in any order. */
 export interface LatentCache {
   /** Id of the pool in {@link Kernels.model}. */

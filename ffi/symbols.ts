@@ -137,6 +137,23 @@ export const SYMBOLS = {
     ],
     result: "i32",
   },
+  moela_convert: {
+    parameters: [
+      "buffer", // const moela_weight_desc* desc
+      "buffer", // const void* data
+      "u64", // uint64_t data_bytes
+      "buffer", // const void* scales
+      "u64", // uint64_t scale_bytes
+      "buffer", // void* out
+      "u64", // uint64_t out_bytes
+      "buffer", // void* out_scales
+      "u64", // uint64_t out_scale_bytes
+      "buffer", // char* err
+      "usize", // size_t err_len
+    ],
+    result: "i32",
+    nonblocking: true,
+  },
   moela_filter: {
     parameters: [
       "buffer", // const moela_sampling* sampling

@@ -6,10 +6,10 @@ import {
   type Model,
   OutOfMemoryError,
 } from "../mod.ts";
-import { openLibrary } from "../ffi/mod.ts";
+import { openLibraries } from "./support/open_library.ts";
 import { Random } from "./support/numbers.ts";
 
-openLibrary();
+openLibraries();
 const NANO = new URL("../models/nano/", import.meta.url);
 
 Deno.test("a seed gives the same tokens alone and beside others", async () => {

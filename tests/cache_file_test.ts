@@ -1,11 +1,11 @@
 /** `cache.save()` and `model.loadCache()`. */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { CacheBusyError, CacheFileError, loadModel } from "../mod.ts";
-import { openLibrary } from "../ffi/mod.ts";
+import { openLibraries } from "./support/open_library.ts";
 import { Random } from "./support/numbers.ts";
 import { assertSameBits } from "./support/ops.ts";
 
-openLibrary();
+openLibraries();
 const NANO = new URL("../models/nano/", import.meta.url);
 const TINY = new URL("./fixtures/checkpoints/tiny-v2/", import.meta.url);
 

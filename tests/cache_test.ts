@@ -6,14 +6,14 @@ import {
   loadModel,
   type Model,
 } from "../mod.ts";
-import { openLibrary } from "../ffi/mod.ts";
+import { openLibraries } from "./support/open_library.ts";
 import { parseConfig } from "../src/model/config.ts";
 import { buildModel } from "../src/model/load.ts";
 import { generatedSource } from "../src/weights/bind.ts";
 import { familyConfig, type FamilyName } from "./support/family.ts";
 import { Random, relativeError } from "./support/numbers.ts";
 
-openLibrary();
+openLibraries();
 const NANO = new URL("../models/nano/", import.meta.url);
 
 Deno.test("a cache keeps the common prefix, the prompt and the answer", async () => {

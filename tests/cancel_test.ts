@@ -1,10 +1,10 @@
 /** Two hundred random cancellations: each stops in time and leaves everything else right. */
 import { assert, assertEquals } from "@std/assert";
 import { type Generation, loadModel } from "../mod.ts";
-import { openLibrary } from "../ffi/mod.ts";
+import { openLibraries } from "./support/open_library.ts";
 import { Random } from "./support/numbers.ts";
 
-openLibrary();
+openLibraries();
 const NANO = new URL("../models/nano/", import.meta.url);
 
 /** Ways to stop; each resolves when the work has ended. */

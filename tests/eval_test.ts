@@ -1,10 +1,10 @@
 /** What nano knows: perplexity of held-out prose, its answers to questions, needles in haystacks. */
 import { assert, assertEquals } from "@std/assert";
 import { loadModel, type LoadOptions, type Model } from "../mod.ts";
-import { openLibrary } from "../ffi/mod.ts";
+import { openLibraries } from "./support/open_library.ts";
 
 // Before the tests: a library opened within one counts as a leak of it.
-openLibrary();
+openLibraries();
 const NANO = new URL("../models/nano/", import.meta.url);
 const FIXTURES = new URL("./fixtures/nano/", import.meta.url);
 

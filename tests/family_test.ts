@@ -4,7 +4,7 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import { loadModel, type Model } from "../mod.ts";
-import { openLibrary } from "../ffi/mod.ts";
+import { openLibraries } from "./support/open_library.ts";
 import { buildModel } from "../src/model/load.ts";
 import { checkpointSource } from "../src/weights/bind.ts";
 import { openCheckpoint } from "../src/weights/checkpoint.ts";
@@ -18,7 +18,7 @@ import { inFolder } from "./support/folder.ts";
 import { Random, relativeError } from "./support/numbers.ts";
 
 // Before the tests: a library opened within one counts as a leak of it.
-openLibrary();
+openLibraries();
 
 const TOLERANCE = 1e-5;
 /** Odd, and more than the 128 tokens from which a prompt takes the up-projected path. */

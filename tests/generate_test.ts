@@ -12,11 +12,11 @@ import {
   loadModel,
   type Model,
 } from "../mod.ts";
-import { openLibrary } from "../ffi/mod.ts";
+import { openLibraries } from "./support/open_library.ts";
 import { relativeError } from "./support/numbers.ts";
 import { floats, integers, readSafetensors } from "./support/safetensors.ts";
 
-openLibrary();
+openLibraries();
 const NANO = new URL("../models/nano/", import.meta.url);
 const FIXTURES = new URL("./fixtures/nano/", import.meta.url);
 const { prompts } = JSON.parse(

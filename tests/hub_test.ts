@@ -6,13 +6,13 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { CheckpointError, loadModel } from "../mod.ts";
-import { openLibrary } from "../ffi/mod.ts";
+import { openLibraries } from "./support/open_library.ts";
 import { downloadModel } from "../src/hub/download.ts";
 import { parseHubId } from "../src/hub/id.ts";
 import type { HubSettings } from "../src/hub/settings.ts";
 import { type HubServer, serveHub } from "./support/hub_server.ts";
 
-openLibrary();
+openLibraries();
 
 const ID = { repo: "owner/name", revision: "main" };
 

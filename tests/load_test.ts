@@ -13,7 +13,7 @@ import {
   type LoadProgress,
   NativeError,
 } from "../mod.ts";
-import { openLibrary } from "../ffi/mod.ts";
+import { openLibraries } from "./support/open_library.ts";
 import { makeCheckpoint } from "./support/checkpoint.ts";
 import { reducedConfig } from "./support/family.ts";
 import { changeJson, inFolder } from "./support/folder.ts";
@@ -25,7 +25,7 @@ import {
 } from "./support/ops.ts";
 
 // Before the tests: a library opened within one counts as a leak of it.
-openLibrary();
+openLibraries();
 
 const ROOT = new URL("../", import.meta.url);
 const NANO = new URL("models/nano", ROOT).pathname;

@@ -12,6 +12,7 @@ import {
   stored,
 } from "./support/ops.ts";
 import { assertProduct, product, SUM_TOLERANCE } from "./support/products.ts";
+import { taken } from "./support/rounding.ts";
 
 interface Layer {
   name: string;
@@ -188,7 +189,7 @@ for (const kernels of kernelSets) {
         );
         for (let slot = 0; slot < rows * k; slot++) {
           const e = chosen[slot];
-          const from = row(x, Math.floor(slot / k), d);
+          const from = row(taken(x, kernels, type), Math.floor(slot / k), d);
           assertGated(
             row(y.gateUp, slot, intermediate),
             gated(from, gate.parts[e], up.parts[e]),
@@ -197,7 +198,7 @@ for (const kernels of kernelSets) {
           assertProduct(
             row(y.expertDown, slot, d),
             product(
-              row(hidden, slot, intermediate),
+              row(taken(hidden, kernels, type), slot, intermediate),
               down.parts[e],
               intermediate,
             ),
@@ -223,7 +224,11 @@ for (const kernels of kernelSets) {
         for (let i = 0; i < rows; i++) {
           assertGated(
             row(outputs[0], i, intermediate),
-            gated(row(x, i, d), gate.parts[0], up.parts[0]),
+            gated(
+              row(taken(x, kernels, type), i, d),
+              gate.parts[0],
+              up.parts[0],
+            ),
             `${name}, row ${i}`,
           );
         }

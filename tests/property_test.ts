@@ -5,11 +5,11 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
 import { type Cache, loadModel, type Model } from "../mod.ts";
-import { openLibrary } from "../ffi/mod.ts";
+import { openLibraries } from "./support/open_library.ts";
 import { assertSameBits } from "./support/ops.ts";
 import { inFolder } from "./support/folder.ts";
 
-openLibrary();
+openLibraries();
 const TINY = new URL("./fixtures/checkpoints/tiny-v2/", import.meta.url);
 const VOCAB = 320;
 

@@ -1,6 +1,6 @@
 /** What a hostile client may send: an error in OpenAI's shape, never a crash, a hang or a leak. */
 import { assert, assertEquals } from "@std/assert";
-import { openLibrary } from "../ffi/mod.ts";
+import { openLibraries } from "./support/open_library.ts";
 import { Random } from "./support/numbers.ts";
 import {
   errorOf,
@@ -9,7 +9,7 @@ import {
   withServer,
 } from "./support/server.ts";
 
-openLibrary();
+openLibraries();
 
 const COUNT = 10_000;
 const CHAT = "/v1/chat/completions";

@@ -1,10 +1,10 @@
 /** What a server allows, and what it tells. */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { createHandler, loadModel } from "../mod.ts";
-import { openLibrary } from "../ffi/mod.ts";
+import { openLibraries } from "./support/open_library.ts";
 import { errorOf, until, withServer } from "./support/server.ts";
 
-openLibrary();
+openLibraries();
 
 const CHAT = "/v1/chat/completions";
 const chat = (more: object = {}) => ({

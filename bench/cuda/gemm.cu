@@ -21,6 +21,8 @@ struct Shape {
   const char* name;
   int64_t n, k, experts, top_k;  // experts 0: no plan
   bool gated;
+  bool residual = false;  // when timed
+  int out = MOELA_F32;    // when timed
 };
 
 // A step of `rows` rows, the first `absorbed` on the absorbed path, and its plan.
@@ -138,8 +140,7 @@ __global__ void check_kernel(Check c, uint32_t* worst) {
       const __nv_bfloat16* row =
           reinterpret_cast<const __nv_bfloat16*>(w.data + expert * w.part_bytes) + f * c.k;
       for (int64_t j = lane; j < c.k; j += 32) {
-        const double part =
-            static_cast<double>(__bfloat162float(x[j])) * __bfloat162float(row[j]);
+        const double part = static_cast<double>(__bfloat162float(x[j])) * __bfloat162float(row[j]);
         sum[m] += part;
         size[m] += fabs(part);
       }
@@ -153,8 +154,7 @@ __global__ void check_kernel(Check c, uint32_t* worst) {
     if (c.gated) {
       const double silu = sum[0] / (1 + exp(-sum[0]));
       want = silu * sum[1];
-      tolerance = 1.2e-5 * size[0] * fabs(sum[1]) + 1e-5 * size[1] * fabs(silu) +
-                  4e-6 * fabs(want);
+      tolerance = 1.2e-5 * size[0] * fabs(sum[1]) + 1e-5 * size[1] * fabs(silu) + 4e-6 * fabs(want);
     }
     if (c.residual) want += c.residual[slot * c.n + f];
     tolerance += (c.out_dtype == MOELA_BF16 ? 1.0 / 256 : 1.0 / (1 << 22)) * fabs(want) + 1e-9;
@@ -254,7 +254,7 @@ float verify(const Case& c, const Shape& s, const Data& d, const float* residual
 void check_shape(const Shape& s, int64_t rows, int64_t absorbed, Routing routing, bool f32_in) {
   Data d = make_data(s, rows, rows % 2);
   Case c = make_case(s, rows, absorbed, routing);
-  if (!(s.gated ? wgmma_takes(c.at, d.weight, d.up, s.experts) : wgmma_takes(c.at, d.weight))) {
+  if (!(s.gated ? wgmma_takes(c.at, d.weight, d.up) : wgmma_takes(c.at, d.weight))) {
     printf("  WRONG: %s is not taken\n", s.name);
     failures++;
   }
@@ -302,9 +302,9 @@ void time_shape(const Shape& s, int64_t rows) {
   c.at.overlap = true;
   OK(cudaMemset(d.out, 0xff, d.out_bytes));
   const int launches = 10;
+  const float* residual = s.residual ? d.residual : nullptr;
   const auto go = [&] {
-    run(c, s, {d.in16, MOELA_BF16}, d.weight, d.up, d.residual,
-        {d.out, s.gated ? MOELA_BF16 : MOELA_F32});
+    run(c, s, {d.in16, MOELA_BF16}, d.weight, d.up, residual, {d.out, s.out});
   };
   cudaGraph_t graph;
   cudaGraphExec_t exec;
@@ -330,7 +330,7 @@ void time_shape(const Shape& s, int64_t rows) {
   const double matrices = s.gated ? 2 : 1;
   const double flop = 2.0 * c.slots * s.n * s.k * matrices;
   const double bytes = 2.0 * c.experts_hit * s.n * s.k * matrices;
-  const float worst = verify(c, s, d, d.residual, s.gated ? MOELA_BF16 : MOELA_F32);
+  const float worst = verify(c, s, d, residual, s.out);
   printf("%-14s %6lld rows %9.1f us %7.0f GB/s of weights %6.0f TFLOP/s (worst %.3f)\n", s.name,
          static_cast<long long>(rows), us, bytes / us / 1e3, flop / us / 1e6, worst);
   fflush(stdout);
@@ -350,11 +350,13 @@ int main(int argc, char** argv) {
     const Shape linear{"linear 576x2048", 576, 2048, 0, 1, false};
     const Shape long_k{"linear 72x10944", 72, 10944, 0, 1, false};
     const Shape dense{"gate_up 344x128 dense", 344, 128, 0, 1, true};
+    const Shape wide_linear{"linear 2048x512", 2048, 512, 0, 1, false};
+    const Shape wide_dense{"gate_up 2816x512 dense", 2816, 512, 0, 1, true};
     const Shape gate_up{"gate_up 184x320 9/3", 184, 320, 9, 3, true};
     const Shape down{"down 328x184 9/3", 328, 184, 9, 3, false};
     const Shape lite_gate_up{"gate_up 1408x2048 64/6", 1408, 2048, 64, 6, true};
     const Shape lite_down{"down 2048x1408 64/6", 2048, 1408, 64, 6, false};
-    for (bool f32 : {false}) {
+    for (bool f32 : {false, true}) {
       check_shape(odd_linear, 1, 0, UNIFORM, f32);
       check_shape(odd_linear, 77, 5, UNIFORM, f32);
       check_shape(linear, 300, 17, UNIFORM, f32);
@@ -368,18 +370,28 @@ int main(int argc, char** argv) {
       check_shape(lite_gate_up, 517, 5, UNIFORM, f32);
       check_shape(lite_down, 517, 5, UNIFORM, f32);
     }
+    // Many rows take wider tiles than the fewer that they are compared with.
     check_shape(linear, 4096, 17, UNIFORM, false);
-    check_shape(lite_gate_up, 2048, 4, SKEWED, false);
-    check_shape(lite_down, 2048, 4, SKEWED, false);
+    check_shape(wide_linear, 4096, 17, UNIFORM, false);
+    check_shape(wide_dense, 4096, 5, UNIFORM, false);
+    check_shape(lite_gate_up, 4096, 4, SKEWED, false);
+    check_shape(lite_down, 4096, 4, SKEWED, false);
+    check_shape(lite_gate_up, 12000, 0, UNIFORM, false);
+    check_shape(lite_down, 12000, 0, UNIFORM, false);
     printf(failures ? "%d FAILURES\n" : "all right\n", failures);
   }
   if (what.find("time") != std::string::npos) {
     const Shape shapes[] = {
-        {"experts gate_up", 1408, 2048, 64, 6, true}, {"experts down", 2048, 1408, 64, 6, false},
-        {"shared gate_up", 2816, 2048, 0, 1, true},   {"shared down", 2048, 2816, 0, 1, false},
-        {"q", 3072, 2048, 0, 1, false},               {"kv_a", 576, 2048, 0, 1, false},
-        {"o", 2048, 2048, 0, 1, false},               {"dense gate_up", 10944, 2048, 0, 1, true},
-        {"dense down", 2048, 10944, 0, 1, false},
+        {"experts gate_up", 1408, 2048, 64, 6, true, false, MOELA_BF16},
+        {"experts down", 2048, 1408, 64, 6, false},
+        {"down to bf16", 2048, 1408, 64, 6, false, false, MOELA_BF16},
+        {"shared gate_up", 2816, 2048, 0, 1, true, false, MOELA_BF16},
+        {"shared down", 2048, 2816, 0, 1, false},
+        {"q", 3072, 2048, 0, 1, false},
+        {"kv_a", 576, 2048, 0, 1, false},
+        {"o", 2048, 2048, 0, 1, false, true},
+        {"dense gate_up", 10944, 2048, 0, 1, true, false, MOELA_BF16},
+        {"dense down", 2048, 10944, 0, 1, false, true},
     };
     for (int64_t rows : {128, 512, 2048, 4096, 16384}) {
       for (const Shape& s : shapes) time_shape(s, rows);

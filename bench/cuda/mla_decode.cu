@@ -11,12 +11,6 @@
 #include "support.cuh"
 
 using namespace bench;
-#if defined(MOELA_TRACE)
-namespace moela::cuda {
-void mla_trace_read(long long* out);
-void mla_wide_trace_read(long long* out);
-}
-#endif
 
 namespace {
 
@@ -114,8 +108,8 @@ void make_step(TestStep& t, const std::vector<Sequence>& sequences,
                const std::vector<std::vector<int>>& places, const std::vector<PagePool>& pools) {
   for (size_t i = 0; i < sequences.size(); i++) {
     const Sequence& s = sequences[i];
-    moela_segment segment{t.rows, s.rows, s.context - s.rows, s.pool, int(t.pages.size()),
-                          int(places[i].size())};
+    moela_segment segment{
+        t.rows, s.rows, s.context - s.rows, s.pool, int(t.pages.size()), int(places[i].size())};
     t.pages.insert(t.pages.end(), places[i].begin(), places[i].end());
     for (int j = 0; j < s.rows; j++) {
       t.positions.push_back(segment.position + j);
@@ -198,8 +192,7 @@ __device__ double reference_element(const PagePool& p, int page, int layer, int 
 
 // Grid: (heads, rows). `fast`: queries and elements are rounded to bf16 unless the cache is F32.
 __global__ void reference_decode(Step step, int layer, int heads, int r, int dr, const float* q,
-                                 bool fast, double* scores, int64_t scores_stride,
-                                 double* out) {
+                                 bool fast, double* scores, int64_t scores_stride, double* out) {
   const int head = blockIdx.x, row = blockIdx.y;
   const moela_segment s = step.segments[step.row_segment[row]];
   const PagePool& pool = step.pools[s.pool];
@@ -223,9 +216,9 @@ __global__ void reference_decode(Step step, int layer, int heads, int r, int dr,
   for (int i = threadIdx.x; i < r; i += blockDim.x) {
     double sum = 0;
     for (int key = 0; key < keys; key++) {
-      sum += exp(own[key] - most) *
-             rounded(reference_element(pool, step.pages[s.page + key / 64], layer, key % 64, i),
-                     bf16);
+      sum +=
+          exp(own[key] - most) *
+          rounded(reference_element(pool, step.pages[s.page + key / 64], layer, key % 64, i), bf16);
     }
     out[at * r + i] = sum / total;
   }
@@ -287,8 +280,8 @@ void check_decode(int heads, int r, int dr, const std::vector<int>& dtypes,
   double *scores, *want;
   OK(cudaMalloc(&scores, int64_t(t.rows) * heads * longest * 8));
   OK(cudaMalloc(&want, outputs * 8));
-  reference_decode<<<dim3(heads, t.rows), 256>>>(t.step, layer, heads, r, dr, q,
-                                                 hopper && r == 512, scores, longest, want);
+  reference_decode<<<dim3(heads, t.rows), 256>>>(t.step, layer, heads, r, dr, q, hopper && r == 512,
+                                                 scores, longest, want);
   OK(cudaGetLastError());
   Launch at = make_launch(t.step, t.rows, hopper, false);
   mla_decode_split(at, layer, heads, r, dr, {q, MOELA_F32}, {out, MOELA_F32}, invariant);
@@ -328,11 +321,11 @@ void check_decode(int heads, int r, int dr, const std::vector<int>& dtypes,
       make_step(alone, {{s.pool, s.context - s.rows + j + 1, 1}}, {places[i]}, pools);
       OK(cudaMemset(out, 255, int64_t(heads) * r * 4));
       Launch single = make_launch(alone.step, 1, hopper, false);
-      mla_decode(single, layer, heads, r, dr,
-                 {q + int64_t(row + j) * heads * (r + dr), MOELA_F32}, {out, MOELA_F32});
+      mla_decode(single, layer, heads, r, dr, {q + int64_t(row + j) * heads * (r + dr), MOELA_F32},
+                 {out, MOELA_F32});
       const auto bits = read(out, int64_t(heads) * r);
-      differing += memcmp(bits.data(), got.data() + int64_t(row + j) * heads * r,
-                          bits.size() * 4) != 0;
+      differing +=
+          memcmp(bits.data(), got.data() + int64_t(row + j) * heads * r, bits.size() * 4) != 0;
       tried++;
     }
   }
@@ -371,14 +364,14 @@ void check_decode(int heads, int r, int dr, const std::vector<int>& dtypes,
   }
   // The counters must be zero again.
   if (!wide) {
-  const auto counters = read(scratch_memory, mla_slots(scratch_size, heads, 16, r).rows_offset);
-  for (char c : counters) {
-    if (c) {
-      failures++;
-      printf("FAILED: a counter was left: %s\n", line);
-      break;
+    const auto counters = read(scratch_memory, mla_slots(scratch_size, heads, 16, r).rows_offset);
+    for (char c : counters) {
+      if (c) {
+        failures++;
+        printf("FAILED: a counter was left: %s\n", line);
+        break;
+      }
     }
-  }
   }
   for (auto& p : pools) cudaFree(p.base);
   cudaFree(q);
@@ -486,8 +479,8 @@ void check() {
     check_products(dtype, 8, 32, 16, 32, 64, 11);
   }
   std::vector<Sequence> odd, many;
-  for (int context : {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 200, 255, 256,
-                      257, 300, 511, 513, 1000, 2047, 2049}) {
+  for (int context : {1,   2,   15,  16,  17,  31,  32,  33,  63,  64,   65,   100, 127,
+                      128, 129, 200, 255, 256, 257, 300, 511, 513, 1000, 2047, 2049}) {
     odd.push_back({0, context, 1});
   }
   for (int dtype : {MOELA_BF16, MOELA_F32, MOELA_FP8, MOELA_INT8, MOELA_INT6}) {
@@ -507,7 +500,8 @@ void check() {
     check_decode(heads, 512, 64, {MOELA_BF16}, {{0, 9000, 1}, {0, 65, 1}, {0, 700, 3}}, true,
                  "evenly", 0.15f, false);
   }
-  for (int i = 0; i < 40; i++) many.push_back({i % 5, 1 + (i * 37) % 700, 1 + (i % 7 == 3) * (i * 37 % 700 > 3) * 3});
+  for (int i = 0; i < 40; i++)
+    many.push_back({i % 5, 1 + (i * 37) % 700, 1 + (i % 7 == 3) * (i * 37 % 700 > 3) * 3});
   check_decode(16, 512, 64, {MOELA_BF16, MOELA_FP8, MOELA_F32, MOELA_INT6, MOELA_INT8}, many, true,
                "many");
   check_decode(128, 512, 64, {MOELA_BF16, MOELA_FP8, MOELA_F32, MOELA_INT6, MOELA_INT8}, many, true,
@@ -552,12 +546,14 @@ struct Line {
 void time_decode(const Line& line, bool invariant = true, const MlaSplits* splits = nullptr) {
   const int pages = (line.context + 63) / 64 * line.sequences;
   const int64_t layer_bytes = int64_t(pages) * 64 * 1152;
-  const int layers = int(std::min<int64_t>(27, std::max<int64_t>(1, (int64_t{200} << 20) / layer_bytes + 1)));
+  const int layers =
+      int(std::min<int64_t>(27, std::max<int64_t>(1, (int64_t{200} << 20) / layer_bytes + 1)));
   std::vector<PagePool> pools = {make_pool(line.dtype, layers, 512, 64, pages, 3)};
   std::vector<Sequence> sequences(line.sequences, Sequence{0, line.context, 1});
   TestStep t;
   make_step(t, sequences, shuffled(sequences, 1, pages, 9), pools);
-  float* q = make_floats(int64_t(line.sequences) * line.heads * 576, 4, 0.1f);
+  const Weight queries = make_weight(MOELA_BF16, 1, int64_t(line.sequences) * line.heads, 576, 4);
+  void* q = const_cast<char*>(queries.data);
   float* out = make_floats(int64_t(line.sequences) * line.heads * 512, 4);
   const double bytes = double(line.sequences) * line.context * pools[0].row_bytes;
   const double flops = 2.0 * line.sequences * line.context * line.heads * 1088;
@@ -568,29 +564,26 @@ void time_decode(const Line& line, bool invariant = true, const MlaSplits* split
     const double us = time_calls(launches, [&](int i) {
       const Launch at = make_launch(t.step, line.sequences, true, overlap);
       if (!splits) {
-        mla_decode_split(at, i % layers, line.heads, 512, 64, {q, MOELA_F32}, {out, MOELA_F32},
+        mla_decode_split(at, i % layers, line.heads, 512, 64, {q, MOELA_BF16}, {out, MOELA_BF16},
                          invariant);
         return;
       }
-      mla_decode_cluster(at, {t.step, i % layers, line.heads, 512, 64, {q, MOELA_F32},
-                              {out, MOELA_F32}, *splits,
-                              mla_slots(scratch_size, line.heads, 16, 512), scratch_memory});
+      mla_decode_cluster(at, {t.step,
+                              i % layers,
+                              line.heads,
+                              512,
+                              64,
+                              {q, MOELA_BF16},
+                              {out, MOELA_BF16},
+                              *splits,
+                              mla_slots(scratch_size, line.heads, 16, 512),
+                              scratch_memory});
     });
     printf("  %s%8.2f us %6.0f GB/s %5.0f TFLOP/s", overlap ? "" : "| no overlap", us,
            bytes / us / 1e3, flops / us / 1e6);
   }
   if (line.target > 0) printf("  target %.0f us", line.target);
   printf("\n");
-#if defined(MOELA_TRACE)
-  static long long trace[132][64];
-  OK(cudaDeviceSynchronize());
-  (line.heads >= 64 ? mla_wide_trace_read : mla_trace_read)(trace[0]);
-  for (int block : {0, 1, 7, 50}) {
-    printf("block %d:", block);
-    for (int i = 1; i < 64; i++) if (trace[block][i]) printf(" %d:%lld", i, trace[block][i] - trace[block][0]);
-    printf("\n");
-  }
-#endif
   fflush(stdout);
   cudaFree(pools[0].base);
   cudaFree(q);
@@ -600,7 +593,8 @@ void time_decode(const Line& line, bool invariant = true, const MlaSplits* split
 void time_products(int dtype, int heads, int rows) {
   const int copies = 40;
   std::vector<Weight> weights;
-  for (int i = 0; i < copies; i++) weights.push_back(make_weight(dtype, 1, heads * 256, 512, 5 + i));
+  for (int i = 0; i < copies; i++)
+    weights.push_back(make_weight(dtype, 1, heads * 256, 512, 5 + i));
   TestStep t;
   make_step(t, {{0, rows, rows}}, {std::vector<int>((rows + 63) / 64)}, {PagePool{}});
   float* q = make_floats(int64_t(rows) * heads * 576, 3);
@@ -625,7 +619,8 @@ void time_layer(int context) {
   const int layers = 27, heads = 16, pages = (context + 63) / 64;
   std::vector<PagePool> pools = {make_pool(MOELA_BF16, layers, 512, 64, pages, 3)};
   std::vector<Weight> weights;
-  for (int i = 0; i < layers; i++) weights.push_back(make_weight(MOELA_BF16, 1, heads * 256, 512, i));
+  for (int i = 0; i < layers; i++)
+    weights.push_back(make_weight(MOELA_BF16, 1, heads * 256, 512, i));
   TestStep t;
   make_step(t, {{0, context, 1}}, shuffled({{0, context, 1}}, 1, pages, 9), pools);
   float* q = make_floats(heads * 192, 3);
@@ -660,13 +655,6 @@ int main(int argc, char** argv) {
       check();
       OK(cudaDeviceSynchronize());
       printf("%s: %d failures\n", failures ? "FAILED" : "all ok", failures);
-    } else if (what == "trace") {
-      for (int context : {1, 200, 1024, 4096, 32768}) time_decode({16, 1, context, MOELA_BF16, 0});
-      time_decode({16, 128, 4096, MOELA_BF16, 0});
-      time_decode({16, 128, 4096, MOELA_FP8, 0});
-      time_decode({128, 1, 4096, MOELA_BF16, 19}, false);
-      time_decode({128, 32, 4096, MOELA_BF16, 80}, false);
-      time_decode({128, 128, 1024, MOELA_BF16, 79}, false);
     } else {
       for (int context : {1, 64, 200, 1024, 4096, 32768}) {
         time_decode({16, 1, context, MOELA_BF16, 0});

@@ -1,6 +1,7 @@
 // Checks the stream family of products on random data: all types, odd shapes. Integer types to the
 // bit against the host's replica of the group arithmetic, the others against float64.
 #include "cuda/fused.h"
+#include "cuda/stream.h"
 #include "support.cuh"
 
 namespace bench {
@@ -140,6 +141,191 @@ void check_experts(int dtype, int experts, int top_k, int64_t d, int64_t moe, in
   report("decode_down", dtype, d, moe, worst, worst < 1e-6);
 }
 
+// Products of many rows. Each row's bits must not depend on how many rows there are, where it
+// stands or whether it comes by a plan; some are compared with the host's reference.
+struct Rows {
+  Counts* counts;
+
+  void set(int rows) {
+    const Counts host{rows, rows, 1, rows};
+    OK(cudaDeviceSynchronize());
+    OK(cudaMemcpy(counts, &host, sizeof host, cudaMemcpyHostToDevice));
+    at.bucket = at.absorbed = rows;
+  }
+};
+Rows rows_of_step;
+
+std::vector<uint32_t> product(const StreamProduct& p, int rows) {
+  const int64_t slots = rows * (p.plan ? p.top_k : 1);
+  rows_of_step.set(rows);
+  fill_floats<<<64, 256>>>(1, NAN, static_cast<float*>(p.out.data), slots * p.n);
+  stream_product(at, p);
+  return read(static_cast<const uint32_t*>(p.out.data), slots * p.n);
+}
+
+__global__ void round_rows(const float* from, uint16_t* to, float* rounded, int64_t count) {
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
+    const uint32_t bits = __float_as_uint(from[i]);
+    const uint32_t up = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    to[i] = up;
+    rounded[i] = __uint_as_float(up << 16);
+  }
+}
+
+void check_product(int dtype, int64_t n, int64_t k, bool pair, bool residual) {
+  constexpr int MOST = 256;
+  const uint64_t seed = 500000 + n + 3 * k + dtype;
+  StreamProduct p{};
+  p.rows = MOELA_ROWS_ALL;
+  p.n = n;
+  p.k = k;
+  p.top_k = p.in_slots = p.experts = 1;
+  p.weight = make_weight(dtype, 1, n, k, seed);
+  if (pair) p.up = make_weight(dtype, 1, n, k, seed + 50);
+  float* x = make_floats(MOST * k, seed + 7);
+  uint16_t* xb;
+  float *xr, *shifted;
+  OK(cudaMalloc(&xb, MOST * k * 2 + 256));
+  OK(cudaMalloc(&xr, MOST * k * 4));
+  OK(cudaMalloc(&shifted, MOST * k * 4));
+  round_rows<<<1, 1024>>>(x, xb, xr, MOST * k);
+  float* add = residual ? make_floats(MOST * n, seed + 9) : nullptr;
+  p.residual = add;
+  p.in = {x, MOELA_F32};
+  p.out = {make_floats(MOST * n, 0, NAN), MOELA_F32};
+  const auto all = product(p, MOST);
+  const auto hx = read(x, MOST * k);
+  const auto ha = residual ? read(add, MOST * n) : std::vector<float>(MOST * n);
+  double worst = 0;
+  for (int i = 0; i < 40; i++) {
+    const int64_t row = i * 41 % MOST, column = i < 3 ? n - 1 - i % n : i * 7919 % n;
+    const Reference r = reference(dtype, seed, k, column, hx.data() + row * k);
+    double want = r.value, size = r.size;
+    const bool integer = dtype == MOELA_INT8 || dtype == MOELA_INT4;
+    if (pair) {
+      const Reference u = reference(dtype, seed + 50, k, column, hx.data() + row * k);
+      want = r.value / (1 + std::exp(-r.value)) * u.value;
+      size = r.size * u.size;
+    }
+    const float got = as_float(all[row * n + column]);
+    double error = std::fabs(want + ha[row * n + column] - got) / (size + 1e-9);
+    if (integer && !pair) {
+      volatile float exact = r.exact;
+      if (residual) exact = exact + ha[row * n + column];
+      error = as_bits(exact) == as_bits(got) || (exact == 0 && got == 0) ? 0 : 1 + error;
+    }
+    worst = std::isnan(error) ? 1e9 : std::fmax(worst, error);
+  }
+  report(pair ? "product, gate and up" : "product", dtype, n, k, worst, worst < 2e-6);
+  int wrong = 0;
+  for (int rows : {1, 2, 7, 8, 9, 31, 33, 64, 65, 129, 200}) {
+    const auto some = product(p, rows);
+    for (int64_t i = 0; i < rows * n; i++) wrong += some[i] != all[i];
+    if (wrong) printf("  with %d rows: %d differ\n", rows, wrong);
+    if (wrong) break;
+  }
+  // Rows 100 and on as rows 0 and on.
+  OK(cudaMemcpy(shifted, x + 100 * k, 100 * k * 4, cudaMemcpyDeviceToDevice));
+  p.residual = nullptr;
+  const auto plain = product(p, MOST);
+  p.in.data = shifted;
+  const auto moved = product(p, 40);
+  for (int64_t i = 0; i < 40 * n; i++) wrong += moved[i] != plain[100 * n + i];
+  report("rows anywhere", dtype, n, k, wrong, wrong == 0);
+  // One row by the fused kernel.
+  p.in.data = x;
+  const DecodeLinear one{p.weight, nullptr, static_cast<float*>(p.out.data)};
+  rows_of_step.set(1);
+  if (!pair && decode_linear_fits(at, &one, 1)) {
+    decode_linear(at, MOELA_ROWS_ALL, {p.in, nullptr, 0}, &one, 1);
+    const auto fused = read(reinterpret_cast<const uint32_t*>(one.out), n);
+    wrong = 0;
+    for (int64_t i = 0; i < n; i++) wrong += fused[i] != plain[i];
+    report("fused", dtype, n, k, wrong, wrong == 0);
+  }
+  // Inputs in bf16.
+  p.in.data = xr;
+  const auto rounded = product(p, 70);
+  p.in = {xb, MOELA_BF16};
+  const auto halves = product(p, 70);
+  wrong = 0;
+  for (int64_t i = 0; i < 70 * n; i++) wrong += rounded[i] != halves[i];
+  report("inputs in bf16", dtype, n, k, wrong, wrong == 0);
+  for (const void* f :
+       {(const void*)p.weight.data, (const void*)p.up.data, (const void*)x, (const void*)xb,
+        (const void*)xr, (const void*)shifted, (const void*)add, (const void*)p.out.data}) {
+    OK(cudaFree(const_cast<void*>(f)));
+  }
+}
+
+// Grouped products: each slot as if its expert were alone with it.
+void check_grouped(int dtype, int experts, int top_k, int rows, int64_t n, int64_t k, bool pair) {
+  const uint64_t seed = 900000 + n + 3 * k + dtype;
+  const int slots = rows * top_k;
+  std::vector<int> chosen(slots), plan(experts + 1);
+  std::mt19937 random(seed + rows);
+  for (int row = 0; row < rows; row++) {
+    for (int j = 0; j < top_k; j++) {
+      bool again = true;
+      while (again) {
+        // Some experts are favoured, one gets none.
+        const int e = random() % 3 ? random() % (experts - 1) : random() % 2;
+        again = false;
+        for (int i = 0; i < j; i++) again |= chosen[row * top_k + i] == e;
+        chosen[row * top_k + j] = e;
+      }
+    }
+  }
+  for (int e = 0; e < experts; e++) {
+    plan[e + 1] = plan[e];
+    for (int s = 0; s < slots; s++) plan[e + 1] += chosen[s] == e;
+  }
+  for (int e = 0; e < experts; e++) {
+    for (int s = 0; s < slots; s++) {
+      if (chosen[s] == e) plan.push_back(s);
+    }
+  }
+  int32_t* device_plan;
+  OK(cudaMalloc(&device_plan, plan.size() * 4));
+  OK(cudaMemcpy(device_plan, plan.data(), plan.size() * 4, cudaMemcpyHostToDevice));
+  StreamProduct p{};
+  p.rows = MOELA_ROWS_ALL;
+  p.n = n;
+  p.k = k;
+  p.top_k = top_k;
+  p.in_slots = pair ? top_k : 1;
+  p.experts = experts;
+  p.plan = device_plan;
+  p.weight = make_weight(dtype, experts, n, k, seed);
+  if (pair) p.up = make_weight(dtype, experts, n, k, seed + 500);
+  p.in = {make_floats(slots * k, seed + 1), MOELA_F32};
+  p.out = {make_floats(slots * n, 0, NAN), MOELA_F32};
+  const auto grouped = product(p, rows);
+  int64_t wrong = 0;
+  StreamProduct one = p;
+  one.plan = nullptr;
+  one.top_k = one.in_slots = one.experts = 1;
+  one.out = {make_floats(slots * n, 0, NAN), MOELA_F32};
+  for (int e = 0; e < experts; e++) {
+    one.weight.data = p.weight.data + e * p.weight.part_bytes;
+    one.weight.scales = p.weight.scales + e * p.weight.scale_part_bytes;
+    one.up.data = pair ? p.up.data + e * p.up.part_bytes : nullptr;
+    one.up.scales = pair ? p.up.scales + e * p.up.scale_part_bytes : nullptr;
+    const auto alone = product(one, pair ? rows : slots);
+    for (int s = 0; s < slots; s++) {
+      if (chosen[s] != e) continue;
+      const int from = pair ? s / top_k : s;
+      for (int64_t i = 0; i < n; i++) wrong += grouped[s * n + i] != alone[from * n + i];
+    }
+  }
+  report(pair ? "grouped gate and up" : "grouped", dtype, n, k, wrong, wrong == 0);
+  for (const void* f :
+       {(const void*)p.weight.data, (const void*)p.up.data, (const void*)p.in.data,
+        (const void*)p.out.data, (const void*)one.out.data, (const void*)device_plan}) {
+    OK(cudaFree(const_cast<void*>(f)));
+  }
+}
+
 }  // namespace
 }  // namespace bench
 
@@ -151,11 +337,13 @@ int main() {
   OK(cudaMalloc(&device_counts, sizeof counts));
   OK(cudaMemcpy(device_counts, &counts, sizeof counts, cudaMemcpyHostToDevice));
   at.step.counts = device_counts;
+  rows_of_step.counts = device_counts;
   at.bucket = at.absorbed = 1;
   at.sms = 132;
   at.hopper = true;
   for (int overlap = 0; overlap < 2; overlap++) {
     at.overlap = overlap;
+    rows_of_step.set(1);
     for (int dtype : {MOELA_BF16, MOELA_FP8, MOELA_INT8, MOELA_INT4}) {
       check_linear(dtype, 3072, 576, 2048, false);
       check_linear(dtype, 2048, 7, 10944, true);
@@ -167,6 +355,20 @@ int main() {
       check_experts(dtype, 8, 2, 48, 80, 0);
       check_experts(dtype, 8, 0, 256, 0, 720);
     }
+  }
+  for (int dtype : {MOELA_F32, MOELA_BF16, MOELA_FP8, MOELA_INT8, MOELA_INT4}) {
+    check_product(dtype, 576, 2048, false, true);
+    check_product(dtype, 1408, 2048, true, false);
+    check_product(dtype, 100, 96, false, true);
+    check_product(dtype, 17, 333, false, false);
+    check_product(dtype, 30, 1408, true, false);
+    check_product(dtype, 5, 8, false, false);
+    for (int rows : {1, 3, 13, 40, 128}) {
+      check_grouped(dtype, 9, 3, rows, 96, 256, true);
+      check_grouped(dtype, 9, 3, rows, 256, 96, false);
+    }
+    check_grouped(dtype, 16, 6, 64, 1408, 2048, true);
+    check_grouped(dtype, 16, 6, 64, 2048, 1408, false);
   }
   OK(cudaDeviceSynchronize());
   printf("%d failures\n", failures);

@@ -1,4 +1,5 @@
-// What the programs here share: weights of random content, on the device and as the host reads them.
+// What the programs here share: weights of random content, on the device and as the host reads
+// them.
 #pragma once
 
 #include <algorithm>
@@ -56,8 +57,8 @@ __host__ __device__ inline uint32_t hash(uint64_t x) {
   return static_cast<uint32_t>(x);
 }
 
-// Element i of a weight's data (F32, BF16: by element; FP8, INT8: by byte; INT4: by byte of two) and
-// of its scales, as bits.
+// Element i of a weight's data (F32, BF16: by element; FP8, INT8: by byte; INT4: by byte of two)
+// and of its scales, as bits.
 __host__ __device__ inline uint32_t data_bits(int dtype, uint64_t seed, uint64_t i) {
   const uint32_t h = hash(seed * 0x9e3779b97f4a7c15ULL + i);
   const float uniform = (static_cast<float>(h >> 8) / 8388608.0f - 1) * 0.035f;
@@ -91,17 +92,22 @@ __global__ void fill_data(int dtype, uint64_t seed, char* data, int64_t count) {
   for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const uint32_t bits = data_bits(dtype, seed, i);
-    if (dtype == MOELA_F32) reinterpret_cast<uint32_t*>(data)[i] = bits;
-    else if (dtype == MOELA_BF16) reinterpret_cast<uint16_t*>(data)[i] = bits;
-    else reinterpret_cast<uint8_t*>(data)[i] = bits;
+    if (dtype == MOELA_F32)
+      reinterpret_cast<uint32_t*>(data)[i] = bits;
+    else if (dtype == MOELA_BF16)
+      reinterpret_cast<uint16_t*>(data)[i] = bits;
+    else
+      reinterpret_cast<uint8_t*>(data)[i] = bits;
   }
 }
 __global__ void fill_scales(int dtype, uint64_t seed, char* data, int64_t count) {
   for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const uint32_t bits = scale_bits(dtype, seed, i);
-    if (dtype == MOELA_INT8) reinterpret_cast<uint16_t*>(data)[i] = bits;
-    else reinterpret_cast<uint32_t*>(data)[i] = bits;
+    if (dtype == MOELA_INT8)
+      reinterpret_cast<uint16_t*>(data)[i] = bits;
+    else
+      reinterpret_cast<uint32_t*>(data)[i] = bits;
   }
 }
 __global__ void fill_floats(uint64_t seed, float scale, float* data, int64_t count) {

@@ -75,6 +75,8 @@ struct Kernels {
 const Kernels& reference_kernels();
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+const Kernels& amx_kernels();
 #endif
 
 // Bytes of an element of F32, BF16, I32, F64.

@@ -1,5 +1,5 @@
-// Reads of cache rows: see moela_pool_desc for the formats. A row is `row` (its elements in a page's
-// layer) and, for types with scales, two scales: of the latent and of the key.
+// Reads of cache rows: see moela_pool_desc for the formats. A row is `row` (its elements in a
+// page's layer) and, for types with scales, two scales: of the latent and of the key.
 #pragma once
 
 #include <cstdint>

@@ -17,17 +17,13 @@ __device__ __forceinline__ float scale_of(int code) {
 // The smallest code with largest <= scale * q; scale * q is exact in f32 for q = 448, 127, 31.
 __device__ __forceinline__ int code_of(float largest, float q) {
   if (!(largest > 0)) return 0;
-  int low = 0,
-      high = 255;  // largest > scale_of(low) * q; high may be too small for it, and is most
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (largest <= scale_of(middle) * q) {
-      high = middle;
-    } else {
-      low = middle;
-    }
-  }
-  return high;
+  // About right by exponent and mantissa, then exactly.
+  const uint32_t bits = __float_as_uint(__fdiv_rn(largest, q));
+  int code = static_cast<int>(bits >> 20) - (127 - 24) * 8;
+  code = max(1, min(255, code));
+  while (code < 255 && largest > scale_of(code) * q) code++;
+  while (code > 1 && largest <= scale_of(code - 1) * q) code--;
+  return code;
 }
 
 __device__ __forceinline__ int quantized(float x, float scale, int most) {
@@ -112,23 +108,21 @@ __global__ void __launch_bounds__(NORM_THREADS)
     }
     return;
   }
+  uint32_t* codes = reinterpret_cast<uint32_t*>(x);
+  for (int i = thread; i < width; i += NORM_THREADS) {
+    codes[i] = static_cast<uint32_t>(quantized(x[i], scales[i >= r], most) + 32);
+  }
+  __syncthreads();
   // A thread one of the three words of 16 elements.
   for (int i = thread; i < width / 16 * 3; i += NORM_THREADS) {
-    const int first = i / 3 * 16, word = i % 3;
-    const float scale = scales[first >= r];
-    const auto code = [&](int j) {
-      return static_cast<uint32_t>(quantized(x[first + j], scale, most) + 32);
-    };
+    const uint32_t* of = codes + i / 3 * 16;
+    const int word = i % 3;
     uint32_t bits = 0;
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-      uint32_t byte;
-      if (word < 2) {
-        byte = (code(4 * word + j) & 15) | (code(4 * word + j + 8) & 15) << 4;
-      } else {
-        byte =
-            code(j) >> 4 | code(j + 4) >> 4 << 2 | code(j + 8) >> 4 << 4 | code(j + 12) >> 4 << 6;
-      }
+      const uint32_t byte =
+          word < 2 ? (of[4 * word + j] & 15) | (of[4 * word + j + 8] & 15) << 4
+                   : of[j] >> 4 | of[j + 4] >> 4 << 2 | of[j + 8] >> 4 << 4 | of[j + 12] >> 4 << 6;
       bits |= byte << 8 * j;
     }
     reinterpret_cast<uint32_t*>(to)[i] = bits;

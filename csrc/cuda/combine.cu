@@ -12,7 +12,7 @@ template <class Vector>
 __device__ __forceinline__ void each(Vector& sum, const Vector& x, float factor, bool first);
 template <>
 __device__ __forceinline__ void each(float& sum, const float& x, float factor, bool first) {
-  sum = first ? __fmul_rn(factor, x) : fmaf(factor, x, sum);
+  sum = first ? __fmul_rn(factor, x) : __fadd_rn(sum, __fmul_rn(factor, x));
 }
 template <>
 __device__ __forceinline__ void each(float4& sum, const float4& x, float factor, bool first) {

@@ -3,10 +3,11 @@
 // kv_b_proj [H (dn + dv), r].
 // DeepSeek-V2, arXiv 2405.04434, section 2.1.2: W^UK is absorbed into W^UQ.
 //
-// On tensor cores for dn = 128: a block holds 64 columns of one head's W_UK in registers, from before
-// its input is ready, and takes tokens eight at a time. Each of four warps sums a quarter of dn; the
-// four are added in order. W_UK is the transposed A operand: a lane reads eight columns of four rows
-// of K and swaps them in registers. F32 weights and other dims: a thread a column, f32 arithmetic.
+// On tensor cores for dn = 128: a block holds 64 columns of one head's W_UK in registers, from
+// before its input is ready, and takes tokens eight at a time. Each of four warps sums a quarter of
+// dn; the four are added in order. W_UK is the transposed A operand: a lane reads eight columns of
+// four rows of K and swaps them in registers. F32 weights and other dims: a thread a column, f32
+// arithmetic.
 #include "cuda/mla_weight.cuh"
 
 namespace moela::cuda {
@@ -110,10 +111,9 @@ __global__ void __launch_bounds__(THREADS) absorb(const __grid_constant__ Args a
       sum.y *= a.scale;
       sum.z *= a.scale;
       sum.w *= a.scale;
-      tensor_store_four(a.out,
-                        (int64_t(row + token) * a.heads + head) * (a.r + a.dr) +
-                            slice * COLUMNS + column,
-                        sum);
+      tensor_store_four(
+          a.out, (int64_t(row + token) * a.heads + head) * (a.r + a.dr) + slice * COLUMNS + column,
+          sum);
     }
   }
 }
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(THREADS) absorb_any(const __grid_constant__ Ar
 void mla_absorb(const Launch& at, int64_t heads, int64_t dn, int64_t dr, int64_t dv, int64_t r,
                 float scale, Tensor q, const Weight& kv_b, Tensor out) {
   if (at.absorbed < 1) return;
-  const Args args = {at.step,   int32_t(heads), int32_t(dn), int32_t(dr), int32_t(dv),
+  const Args args = {at.step,    int32_t(heads), int32_t(dn), int32_t(dr), int32_t(dv),
                      int32_t(r), scale,          q,           out,         kv_b};
   const bool fast =
       kv_b.dtype != MOELA_F32 && dn == DN && dv % 8 == 0 && r % COLUMNS == 0 && dr % 4 == 0;

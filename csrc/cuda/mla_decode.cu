@@ -9,12 +9,12 @@ namespace moela::cuda {
 void mla_decode_split(const Launch& at, int32_t layer, int64_t heads, int64_t r, int64_t dr,
                       Tensor q_latent, Tensor out, bool invariant) {
   if (at.absorbed < 1) return;
-  MlaDecodeArgs args = {at.step, layer, int32_t(heads), int32_t(r), int32_t(dr), q_latent, out,
-                        MLA_CLUSTER_SPLITS, {}, at.scratch};
+  MlaDecodeArgs args = {at.step,  layer, int32_t(heads),     int32_t(r), int32_t(dr),
+                        q_latent, out,   MLA_CLUSTER_SPLITS, {},         at.scratch};
   if (!at.hopper || r != MLA_FAST_R || dr != MLA_FAST_DR) return mla_decode_generic(at, args);
   const bool wide = heads >= MLA_WIDE_TILE;
-  args.slots = mla_slots(at.scratch_bytes, args.heads, wide ? MLA_WIDE_TILE : MLA_HEAD_TILE,
-                         args.r);
+  args.slots =
+      mla_slots(at.scratch_bytes, args.heads, wide ? MLA_WIDE_TILE : MLA_HEAD_TILE, args.r);
   if (at.absorbed > MLA_ROWS_BYTES / 8) args.slots.capacity = 0;
   if (!wide) return mla_decode_cluster(at, args);
   args.splits = invariant ? MLA_WIDE_SPLITS : MlaSplits{};

@@ -1,8 +1,8 @@
 // How mla_decode divides a row's keys: arithmetic for host and device.
 //
-// A row's keys are cut into splits at multiples of a length that its own position decides, so that a
-// row's bits do not depend on its neighbours. Splits are merged in ascending order. A block may take
-// several splits of a row one after another, or one: the result is the same.
+// A row's keys are cut into splits at multiples of a length that its own position decides, so that
+// a row's bits do not depend on its neighbours. Splits are merged in ascending order. A block may
+// take several splits of a row one after another, or one: the result is the same.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@
 
 namespace moela::cuda {
 
-constexpr int MLA_FAST_R = 512;   // kv_lora_rank and
-constexpr int MLA_FAST_DR = 64;   // qk_rope_head_dim of the paths on tensor cores
+constexpr int MLA_FAST_R = 512;    // kv_lora_rank and
+constexpr int MLA_FAST_DR = 64;    // qk_rope_head_dim of the paths on tensor cores
 constexpr int MLA_HEAD_TILE = 16;  // heads of an mma.sync,
 constexpr int MLA_WIDE_TILE = 64;  // of a wgmma
 
@@ -25,8 +25,8 @@ struct MlaSplits {
   int32_t least, most, parts;
 };
 
-// 256 keys for each of the eight blocks of a cluster: merging takes about as long as 256 keys.
-constexpr MlaSplits MLA_CLUSTER_SPLITS = {2048, 2048, 1};
+// At least 128 keys for each of the eight blocks of a cluster: merging takes as long as that.
+constexpr MlaSplits MLA_CLUSTER_SPLITS = {1024, 2048, 4};
 // Eight pages at least. parts 0: as many as give every block work.
 constexpr MlaSplits MLA_WIDE_SPLITS = {512, 1 << 30, 8};
 

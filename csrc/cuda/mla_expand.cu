@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(THREADS) expand(const __grid_constant__ Args a
       for (int step = 0; step < STEPS; step++) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-          weights[i][step][j] = weight_eight<DTYPE>(a.w, first + 16 * i + 8 * j,
-                                                    warp * (R / 4) + 32 * step + 8 * t);
+          weights[i][step][j] =
+              weight_eight<DTYPE>(a.w, first + 16 * i + 8 * j, warp * (R / 4) + 32 * step + 8 * t);
         }
       }
     }
@@ -78,9 +78,8 @@ __global__ void __launch_bounds__(THREADS) expand(const __grid_constant__ Args a
       float sum = 0;
 #pragma unroll
       for (int k = 0; k < 4; k++) sum += partial[buffer][k][token][column];
-      tensor_store(a.out,
-                   (int64_t(row + token) * a.heads + head) * a.dv + blockIdx.x * ROWS + column,
-                   sum);
+      tensor_store(
+          a.out, (int64_t(row + token) * a.heads + head) * a.dv + blockIdx.x * ROWS + column, sum);
     }
   }
 }
@@ -125,8 +124,8 @@ auto kernel_of(int tiles) {
 void mla_expand(const Launch& at, int64_t heads, int64_t dn, int64_t /*dr*/, int64_t dv, int64_t r,
                 Tensor o_latent, const Weight& kv_b, Tensor out) {
   if (at.absorbed < 1) return;
-  const Args args = {at.step,  int32_t(heads), int32_t(dn), int32_t(dv), int32_t(r), o_latent, out,
-                     kv_b};
+  const Args args = {at.step,    int32_t(heads), int32_t(dn), int32_t(dv),
+                     int32_t(r), o_latent,       out,         kv_b};
   const bool fast = kv_b.dtype != MOELA_F32 && r == R && dv % 16 == 0;
   // More rows a block read the tokens fewer times.
   const int tiles = fast && at.absorbed > 16 && dv % 64 == 0 ? 4 : 1;

@@ -1,5 +1,5 @@
-// Reads of kv_b_proj [H (dn + dv), r] for mla_absorb and mla_expand: F32, BF16, FP8 or INT8, the types
-// with scales as bf16 of value * scale.
+// Reads of kv_b_proj [H (dn + dv), r] for mla_absorb and mla_expand: F32, BF16, FP8 or INT8, the
+// types with scales as bf16 of value * scale.
 #pragma once
 
 #include "cuda/launch.h"
@@ -23,19 +23,18 @@ __device__ __forceinline__ uint4 weight_eight(const Weight& w, int64_t row, int 
     const int64_t groups = (w.cols + 127) / 128;
     uint4 out;
     if constexpr (DTYPE == MOELA_FP8) {
-      const float scale =
-          reinterpret_cast<const float*>(w.scales)[row / 128 * groups + col / 128];
+      const float scale = reinterpret_cast<const float*>(w.scales)[row / 128 * groups + col / 128];
       bf16_of_fp8(bytes.x, out.x, out.y);
       bf16_of_fp8(bytes.y, out.z, out.w);
       uint32_t* word = &out.x;
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        word[i] = scaled_pair(bf16_value(word[i] & 0xffff),
-                              __uint_as_float(word[i] & 0xffff0000u), scale);
+        word[i] = scaled_pair(bf16_value(word[i] & 0xffff), __uint_as_float(word[i] & 0xffff0000u),
+                              scale);
       }
     } else {
-      const float scale = bf16_value(
-          reinterpret_cast<const uint16_t*>(w.scales)[row * groups + col / 128]);
+      const float scale =
+          bf16_value(reinterpret_cast<const uint16_t*>(w.scales)[row * groups + col / 128]);
       const auto value = [&](uint32_t word, int i) {
         return static_cast<float>(static_cast<int8_t>(word >> (8 * i)));
       };
@@ -59,15 +58,14 @@ __device__ __forceinline__ float weight_value(const Weight& w, int64_t row, int 
     case MOELA_FP8: {
       uint32_t low, high;
       bf16_of_fp8(static_cast<uint8_t>(w.data[at]), low, high);
-      const float scale =
-          reinterpret_cast<const float*>(w.scales)[row / 128 * groups + col / 128];
+      const float scale = reinterpret_cast<const float*>(w.scales)[row / 128 * groups + col / 128];
       return bf16_value(scaled_pair(bf16_value(low & 0xffff), 0, scale) & 0xffff);
     }
     default: {
-      const float scale = bf16_value(
-          reinterpret_cast<const uint16_t*>(w.scales)[row * groups + col / 128]);
-      return bf16_value(
-          scaled_pair(static_cast<float>(static_cast<int8_t>(w.data[at])), 0, scale) & 0xffff);
+      const float scale =
+          bf16_value(reinterpret_cast<const uint16_t*>(w.scales)[row * groups + col / 128]);
+      return bf16_value(scaled_pair(static_cast<float>(static_cast<int8_t>(w.data[at])), 0, scale) &
+                        0xffff);
     }
   }
 }
@@ -77,7 +75,8 @@ __device__ __forceinline__ float tensor_value(const Tensor& x, int64_t at) {
   return x.dtype == MOELA_F32 ? static_cast<const float*>(x.data)[at]
                               : bf16_value(static_cast<const uint16_t*>(x.data)[at]);
 }
-// COUNT fours at x[at + offset(i)] as bf16 pairs, all of them on their way before the first is used.
+// COUNT fours at x[at + offset(i)] as bf16 pairs, all of them on their way before the first is
+// used.
 template <int COUNT, class Offset>
 __device__ __forceinline__ void tensor_fours(const Tensor& x, int64_t at, uint2 (&out)[COUNT],
                                              Offset offset) {
@@ -95,15 +94,17 @@ __device__ __forceinline__ void tensor_fours(const Tensor& x, int64_t at, uint2 
   }
 }
 __device__ __forceinline__ void tensor_store(const Tensor& x, int64_t at, float value) {
-  if (x.dtype == MOELA_F32) static_cast<float*>(x.data)[at] = value;
-  else static_cast<uint16_t*>(x.data)[at] = static_cast<uint16_t>(bf16_pair(value, 0));
+  if (x.dtype == MOELA_F32)
+    static_cast<float*>(x.data)[at] = value;
+  else
+    static_cast<uint16_t*>(x.data)[at] = static_cast<uint16_t>(bf16_pair(value, 0));
 }
 __device__ __forceinline__ void tensor_store_four(const Tensor& x, int64_t at, float4 v) {
   if (x.dtype == MOELA_F32) {
     *reinterpret_cast<float4*>(static_cast<float*>(x.data) + at) = v;
   } else {
     *reinterpret_cast<uint2*>(static_cast<uint16_t*>(x.data) + at) = {bf16_pair(v.x, v.y),
-                                                                     bf16_pair(v.z, v.w)};
+                                                                      bf16_pair(v.z, v.w)};
   }
 }
 

@@ -42,16 +42,16 @@ __device__ __forceinline__ Draw better(const Draw& a, const Draw& b) {
   return b.score > a.score || (b.score == a.score && b.token < a.token) ? b : a;
 }
 
-// Considers a token of logit x. Whether it can win is asked before each costly step: a word u below
-// 1 has -ln u > 1 - u, so that a noise of at least b needs 1 - u < exp(-b).
-__device__ __forceinline__ void consider(Draw& best, float floor, float x, int token, uint64_t seed,
-                                         uint32_t index) {
-  // `floor`: what the best score is known to reach, rounded down.
-  if (x + MAX_GUMBEL < floor) return;
-  const uint32_t word = noise_word(seed, index, static_cast<uint32_t>(token));
+// Whether a token of about this logit may reach the score `floor`: asked before its exact logit and
+// any logarithm. A uniform u has -ln u >= 1 - u, so that a noise of b needs 1 - u <= exp(-b).
+__device__ __forceinline__ bool may_reach(float floor, float x, uint32_t word) {
   const float from_one = (static_cast<float>(~word) + 0.5f) * 0x1p-32f;
-  if (from_one > __expf(fminf(x - floor, 80.0f)) * 1.001f) return;
-  best = better(best, {x + gumbel(word), token});
+  return !(from_one > __expf(fminf(x - floor, 80.0f)) * 1.001f);
+}
+
+// A score that is known to be reached, as the floor for others.
+__device__ __forceinline__ float floor_of(double score) {
+  return static_cast<float>(score) - 1e-4f;
 }
 
 // Of a warp, on all lanes.

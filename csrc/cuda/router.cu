@@ -18,13 +18,12 @@ constexpr int WARPS = 4;
 __global__ void __launch_bounds__(WARPS * 32)
     router_kernel(Step step, int rows, RouterShape shape, const float* logits, const float* bias,
                   int32_t* experts, float* weights) {
-  __shared__ RouteRoom rooms[WARPS];
   wait_for_previous();
   allow_next();
   const int warp = threadIdx.x / 32;
   const int64_t row = step.begin(rows) + static_cast<int64_t>(blockIdx.x) * WARPS + warp;
   if (row >= step.end(rows)) return;
-  route_row(shape, logits + row * shape.experts, bias, rooms[warp], experts + row * shape.top_k,
+  route_row(shape, logits + row * shape.experts, bias, experts + row * shape.top_k,
             weights + row * shape.top_k);
 }
 
@@ -34,9 +33,10 @@ void router(const Launch& at, int32_t rows, const RouterShape& shape, const floa
             const Weight* bias, int32_t* experts, float* weights) {
   const int32_t most = most_rows(at, rows);
   if (most == 0) return;
-  if (shape.experts > ROUTE_MOST || shape.n_group > 32) {
+  if (shape.experts > ROUTE_MOST || shape.n_group > 32 || shape.top_k > 32) {
     throw Error(MOELA_ERR_ARGUMENT,
-                "router: at most " + std::to_string(ROUTE_MOST) + " experts in 32 groups on CUDA");
+                "router: at most " + std::to_string(ROUTE_MOST) +
+                    " experts in 32 groups, 32 of them chosen, on CUDA");
   }
   if (bias && bias->dtype != MOELA_F32) {
     throw Error(MOELA_ERR_ARGUMENT, "router: the bias must be f32");

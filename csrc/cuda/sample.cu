@@ -1,236 +1,18 @@
 // Draws the next token of each logits row: Gumbel-max over what the filters leave, with the noise
 // of cpu/sample.cc and the same results. Three kernels, none of which waits for the host:
 // 1. a block a slice of the vocabulary: bias, penalties, mask and stop tokens into a copy of the
-//    logits where a row has any; the slice's largest; its part of the log-softmax where wanted;
-// 2. a block a slice: the slice's best draw, for rows that no filter but min-p applies to;
-// 3. a block a row: merges the slices, or applies the filters and draws; writes the entry.
+//    logits where a row has any; the largest of the slice and of small groups in it; its part of
+//    the log-softmax where wanted;
+// 2. a block a slice: the slice's best draw, for rows that no filter but min-p applies to; for
+//    others the tokens that top-k, top-p and top log-probabilities can be about, into lists. The
+//    k-th largest of the groups' largest bounds the k-th largest logit from below;
+// 3. a block a row: merges the slices, or applies the filters to the list (to the whole row where a
+//    list is full or of no use) and draws; writes the entry.
 // What a row has none of costs it nothing but the launch.
-#include "cuda/filters.cuh"
+#include "cuda/sample.cuh"
 
 namespace moela::cuda {
 namespace {
-
-struct Slice {
-  SliceSum sum;      // of the raw logits
-  uint64_t largest;  // ordered(logit), then the lowest token; 0: none above -inf
-  Draw draw;
-};
-static_assert(sizeof(Slice) == 32, "see sample_scratch()");
-
-struct Arguments {
-  Step step;
-  Outputs outputs;
-  const float* logits;
-  int vocab, n_slices;
-  Slice* slices;     // [rows, n_slices]
-  float* processed;  // [rows, vocab]
-
-  __device__ const int32_t* aux(int offset) const { return outputs.aux + offset; }
-  __device__ int n_drawn() const { return outputs.n_drawn ? *outputs.n_drawn : 0; }
-};
-
-__device__ __forceinline__ bool penalises(const moela_sampling& s) {
-  return s.repetition_penalty != 1 || s.presence_penalty != 0 || s.frequency_penalty != 0;
-}
-__device__ __forceinline__ bool changes_logits(const moela_sampling& s, int n_drawn) {
-  return s.n_bias > 0 || s.mask >= 0 || penalises(s) ||
-         (s.n_stop > 0 && s.index + n_drawn < s.min_index);
-}
-__device__ __forceinline__ bool filters(const moela_sampling& s) {
-  return s.temperature != 0 && (s.top_k > 0 || s.top_p < 1 || s.typical_p < 1);
-}
-__device__ __forceinline__ uint64_t largest_key(float x, int token) {
-  return x > NEVER ? static_cast<uint64_t>(ordered(x)) << 32 | (0xffffffffu - token) : 0;
-}
-__device__ __forceinline__ int key_token(uint64_t key) {
-  return static_cast<int>(0xffffffffu - static_cast<uint32_t>(key));
-}
-__device__ __forceinline__ uint64_t warp_largest(uint64_t key) {
-#pragma unroll
-  for (int s = 16; s > 0; s /= 2) key = max(key, __shfl_xor_sync(~0u, key, s));
-  return key;
-}
-// Of a row, on all lanes.
-__device__ __forceinline__ uint64_t row_largest(const Slice* slices, int n) {
-  uint64_t key = 0;
-  for (int i = threadIdx.x % 32; i < n; i += 32) key = max(key, slices[i].largest);
-  return warp_largest(key);
-}
-
-struct SliceRoom {
-  float x[VOCAB_SLICE];
-  uint32_t seen[VOCAB_SLICE];  // times in the output; the top bit: in the prompt
-};
-
-// Bias, penalties, mask and stop tokens on a slice in shared memory, as process_logits() on the
-// CPU.
-__device__ __noinline__ void process_slice(const Arguments& a, const moela_sampling& s, int row,
-                                           int n_drawn, int begin, SliceRoom& room) {
-  constexpr uint32_t PROMPT = 0x80000000u;
-  const int thread = threadIdx.x, n = static_cast<int>(VOCAB_SLICE);
-  // A thread has the tokens that leave its number, so that a list is applied in its own order.
-  for (int i = 0; i < s.n_bias; i++) {
-    const int at = a.aux(s.bias)[2 * i] - begin;
-    if (at >= 0 && at < n && at % SLICE_THREADS == thread) {
-      room.x[at] = __fadd_rn(room.x[at], __int_as_float(a.aux(s.bias)[2 * i + 1]));
-    }
-  }
-  if (penalises(s)) {
-    for (int i = thread; i < n; i += SLICE_THREADS) room.seen[i] = 0;
-    __syncthreads();
-    const int32_t* history = a.aux(s.history);
-    const int n_kept = s.n_prompt + s.n_output;
-    for (int i = thread; i < n_kept; i += SLICE_THREADS) {
-      const int at = history[i] - begin;
-      if (at < 0 || at >= n) continue;
-      if (i < s.n_prompt) {
-        atomicOr(&room.seen[at], PROMPT);
-      } else {
-        atomicAdd(&room.seen[at], 1u);
-      }
-    }
-    const int32_t* drawn = a.outputs.drawn + static_cast<int64_t>(row) * a.outputs.drawn_stride;
-    for (int i = thread; i < n_drawn; i += SLICE_THREADS) {
-      const int at = drawn[i] - begin;
-      if (at >= 0 && at < n) atomicAdd(&room.seen[at], 1u);
-    }
-    __syncthreads();
-    for (int i = thread; i < n; i += SLICE_THREADS) {
-      const uint32_t seen = room.seen[i];
-      if (seen == 0) continue;
-      float x = room.x[i];
-      if (s.repetition_penalty != 1) {
-        x = x < 0 ? __fmul_rn(x, s.repetition_penalty) : __fdiv_rn(x, s.repetition_penalty);
-      }
-      const uint32_t times = seen & ~PROMPT;
-      if (times > 0 && (s.presence_penalty != 0 || s.frequency_penalty != 0)) {
-        x = __fsub_rn(x, __fadd_rn(__fmul_rn(static_cast<float>(times), s.frequency_penalty),
-                                   s.presence_penalty));
-      }
-      room.x[i] = x;
-    }
-  }
-  if (s.mask >= 0) {
-    for (int i = thread; i < n && begin + i < a.vocab; i += SLICE_THREADS) {
-      const uint32_t word = static_cast<uint32_t>(a.aux(s.mask)[(begin + i) / 32]);
-      if (!(word >> (begin + i) % 32 & 1)) room.x[i] = NEVER;
-    }
-  }
-  if (s.index + n_drawn < s.min_index) {
-    __syncthreads();
-    for (int i = thread; i < s.n_stop; i += SLICE_THREADS) {
-      const int at = a.aux(s.stop)[i] - begin;
-      if (at >= 0 && at < n) room.x[at] = NEVER;
-    }
-  }
-}
-
-__global__ void __launch_bounds__(SLICE_THREADS)
-    sample_slices(const __grid_constant__ Arguments a) {
-  __shared__ SliceRoom room;
-  __shared__ float sums[16];
-  __shared__ uint64_t keys[SLICE_THREADS / 32];
-  wait_for_previous();
-  allow_next();
-  const int row = blockIdx.y, slice = blockIdx.x, thread = threadIdx.x;
-  if (row >= a.step.counts->n_logits) return;
-  const moela_sampling& s = a.outputs.samplings[row];
-  const int n_drawn = a.n_drawn();
-  float x[SLICE_EACH];
-  load_slice(a.logits + static_cast<int64_t>(row) * a.vocab, slice, a.vocab, x);
-  Slice& out = a.slices[static_cast<int64_t>(row) * a.n_slices + slice];
-  if (s.top_logprobs >= 0) {
-    const SliceSum sum = slice_sum(x, sums);
-    if (thread == 0) out.sum = sum;
-  }
-  if (changes_logits(s, n_drawn)) {
-    const int begin = slice * static_cast<int>(VOCAB_SLICE);
-#pragma unroll
-    for (int j = 0; j < SLICE_EACH; j++) room.x[slice_token(slice, j) - begin] = x[j];
-    __syncthreads();
-    process_slice(a, s, row, n_drawn, begin, room);
-    __syncthreads();
-    float* to = a.processed + static_cast<int64_t>(row) * a.vocab;
-#pragma unroll
-    for (int j = 0; j < SLICE_EACH; j++) {
-      const int token = slice_token(slice, j);
-      x[j] = room.x[token - begin];
-      if (token < a.vocab) to[token] = x[j];
-    }
-  }
-  uint64_t key = 0;
-#pragma unroll
-  for (int j = 0; j < SLICE_EACH; j++) {
-    const int token = slice_token(slice, j);
-    if (token < a.vocab) key = max(key, largest_key(x[j], token));
-  }
-  key = warp_largest(key);
-  if (thread % 32 == 0) keys[thread / 32] = key;
-  __syncthreads();
-  if (thread == 0) {
-    for (int i = 1; i < SLICE_THREADS / 32; i++) key = max(key, keys[i]);
-    out.largest = key;
-  }
-}
-
-// The candidates of a row before any filter.
-__device__ __forceinline__ Candidates candidates_of(const Arguments& a, const moela_sampling& s,
-                                                    const float* row, uint64_t largest) {
-  Candidates c{};
-  c.row = row;
-  c.vocab = a.vocab;
-  c.largest = from_ordered(static_cast<uint32_t>(largest >> 32));
-  c.factor = 1 / static_cast<double>(s.temperature);
-  c.at_least = NEVER;
-  c.cut = c.typical = ALL_KEYS;
-  c.floor = NEVER;
-  c.n_list = -1;
-  return c;
-}
-__device__ __forceinline__ const float* processed_row(const Arguments& a, const moela_sampling& s,
-                                                      int row, int n_drawn) {
-  return (changes_logits(s, n_drawn) ? a.processed : a.logits) +
-         static_cast<int64_t>(row) * a.vocab;
-}
-
-__global__ void __launch_bounds__(SLICE_THREADS) sample_draws(const __grid_constant__ Arguments a) {
-  __shared__ Draw draws[SLICE_THREADS / 32];
-  wait_for_previous();
-  allow_next();
-  const int row = blockIdx.y, slice = blockIdx.x, thread = threadIdx.x;
-  if (row >= a.step.counts->n_logits) return;
-  const moela_sampling& s = a.outputs.samplings[row];
-  if (s.temperature == 0 || filters(s)) return;
-  const int n_drawn = a.n_drawn();
-  Slice* slices = a.slices + static_cast<int64_t>(row) * a.n_slices;
-  float logits[SLICE_EACH];
-  load_slice(processed_row(a, s, row, n_drawn), slice, a.vocab, logits);
-  const uint64_t largest = row_largest(slices, a.n_slices);
-  const uint32_t index = static_cast<uint32_t>(s.index + n_drawn);
-  Draw best{0, -1};
-  if (largest != 0) {
-    const Candidates c = candidates_of(a, s, nullptr, largest);
-    // The most likely token's own score is in reach: what cannot beat it needs no noise.
-    const int likely = key_token(largest);
-    const double reached = gumbel(noise_word(s.seed, index, static_cast<uint32_t>(likely)));
-    const float floor = static_cast<float>(reached) - 1e-4f;
-    const double least = s.min_p > 0 ? fmin(log(static_cast<double>(s.min_p)), 0.0) : NEVER;
-#pragma unroll
-    for (int j = 0; j < SLICE_EACH; j++) {
-      if (!(logits[j] > NEVER)) continue;
-      const float x = c.scaled(logits[j]);
-      if (!(x > NEVER) || x < least) continue;
-      consider(best, floor, x, slice_token(slice, j), s.seed, index);
-    }
-  }
-  best = warp_best(best);
-  if (thread % 32 == 0) draws[thread / 32] = best;
-  __syncthreads();
-  if (thread == 0) {
-    for (int i = 1; i < SLICE_THREADS / 32; i++) best = better(best, draws[i]);
-    slices[slice].draw = best;
-  }
-}
 
 // The largest of those that a mask allows, whatever its value.
 __device__ __noinline__ int likeliest_allowed(const float* row, int vocab, const int32_t* mask,
@@ -250,15 +32,18 @@ __device__ __noinline__ int likeliest_allowed(const float* row, int vocab, const
 }
 
 // The n largest logits as (token, log-softmax), descending, the lowest of equals first.
+// They are among list[0, n_list), unless that is more than TOP_TOKENS.
 __device__ __noinline__ void write_top(const float* row, int vocab, double normaliser, int n,
-                                       FilterRoom& room, int32_t* out) {
+                                       const int32_t* list, int n_list, FilterRoom& room,
+                                       int32_t* out) {
   Candidates c{};
   c.row = row;
   c.vocab = vocab;
   c.raw = true;
   c.at_least = NEVER;
-  c.n_list = -1;
-  const uint64_t cut = largest_n(c, room, n);
+  c.n_list = n_list <= TOP_TOKENS ? n_list : -1;
+  c.list = list;
+  const uint64_t cut = c.n_list >= 0 ? ALL_KEYS : largest_n(c, room, n);
   const auto key = [](int token, float v, float) { return Candidates::by_logit(token, v); };
   const int found = collect(c, room, key, [&](uint64_t k) { return k <= cut; });
   sort_keys(room, found);
@@ -270,7 +55,7 @@ __device__ __noinline__ void write_top(const float* row, int vocab, double norma
   }
 }
 
-__global__ void __launch_bounds__(FILTER_THREADS) sample_rows(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(FILTER_THREADS) rows_kernel(const __grid_constant__ SampleArguments a) {
   __shared__ FilterRoom room;
   wait_for_previous();
   allow_next();
@@ -280,11 +65,12 @@ __global__ void __launch_bounds__(FILTER_THREADS) sample_rows(const __grid_const
   const int n_drawn = a.n_drawn();
   const float* logits = a.logits + static_cast<int64_t>(row) * a.vocab;
   const float* processed = processed_row(a, s, row, n_drawn);
-  const Slice* slices = a.slices + static_cast<int64_t>(row) * a.n_slices;
+  const SampleSlice* slices = a.slices + static_cast<int64_t>(row) * a.n_slices;
+  const SampleRow state = a.states[row];
   const uint64_t largest = row_largest(slices, a.n_slices);
-  int token = 0;
+  int token;
   if (largest == 0) {
-    token = 0;  // nothing to choose from
+    token = 0;  // there is nothing to choose from
   } else if (s.temperature == 0) {
     token = key_token(largest);
   } else if (!filters(s)) {
@@ -293,7 +79,11 @@ __global__ void __launch_bounds__(FILTER_THREADS) sample_rows(const __grid_const
     token = max(warp_best(best).token, 0);
   } else {
     Candidates c = candidates_of(a, s, processed, largest);
-    token = filtered_draw(s, static_cast<uint32_t>(s.index + n_drawn), c, room);
+    if ((counts(s, a.vocab) || s.top_p < 1) && state.n_likely <= LIKELY_TOKENS) {
+      c.n_list = state.n_likely;
+      c.list = a.likely + row * LIKELY_TOKENS;
+    }
+    token = filtered_draw(s, static_cast<uint32_t>(s.index + n_drawn), state.whole, c, room);
   }
   // A mask wins over whatever forbids all that it allows.
   if (s.mask >= 0 && !(processed[token] > NEVER)) {
@@ -310,10 +100,11 @@ __global__ void __launch_bounds__(FILTER_THREADS) sample_rows(const __grid_const
     entry[3] = stops != 0;
   }
   if (s.top_logprobs < 0) return;
-  const double normaliser = merge_slices(slices, a.n_slices, sizeof(Slice));
+  const double normaliser = merge_slices(slices, a.n_slices, sizeof(SampleSlice));
   if (thread == 0) entry[2] = __float_as_int(static_cast<float>(logits[token] - normaliser));
   if (s.top_logprobs > 0) {
-    write_top(logits, a.vocab, normaliser, s.top_logprobs, room, entry + 4);
+    write_top(logits, a.vocab, normaliser, s.top_logprobs, a.top + row * TOP_TOKENS, state.n_top,
+              room, entry + 4);
   }
 }
 
@@ -328,18 +119,27 @@ void sample(const Launch& at, const Outputs& outputs, int64_t vocab, const float
   if (at.scratch_bytes < sample_scratch(vocab, at.bucket)) {
     throw Error(MOELA_ERR_INTERNAL, "sample: too little scratch memory");
   }
-  Arguments a{};
+  SampleArguments a{};
   a.step = at.step;
   a.outputs = outputs;
   a.logits = logits;
   a.vocab = static_cast<int>(vocab);
   a.n_slices = static_cast<int>(vocab_slices(vocab));
-  a.slices = reinterpret_cast<Slice*>(at.scratch);
-  a.processed = reinterpret_cast<float*>(at.scratch + int64_t{at.bucket} * a.n_slices * 32);
-  const dim3 grid(a.n_slices, at.bucket);
-  launch(at, sample_slices, grid, dim3(SLICE_THREADS), 0, a);
-  launch(at, sample_draws, grid, dim3(SLICE_THREADS), 0, a);
-  launch(at, sample_rows, dim3(at.bucket), dim3(FILTER_THREADS), 0, a);
+  char* scratch = at.scratch;
+  const auto take = [&](auto*& pointer, int64_t each) {
+    pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(scratch);
+    scratch += at.bucket * each * static_cast<int64_t>(sizeof *pointer);
+  };
+  take(a.states, 1);
+  take(a.slices, a.n_slices);
+  take(a.raw_groups, a.n_slices * GROUPS);
+  take(a.groups, a.n_slices * GROUPS);
+  take(a.likely, LIKELY_TOKENS);
+  take(a.top, TOP_TOKENS);
+  take(a.processed, vocab);
+  sample_slices(at, a);
+  sample_draws(at, a);
+  launch(at, rows_kernel, dim3(at.bucket), dim3(FILTER_THREADS), 0, a);
 }
 
 }  // namespace moela::cuda

@@ -18,9 +18,17 @@ inline int64_t logprob_scratch(int64_t vocab, int64_t rows) {
   return rows * vocab_slices(vocab) * 8;
 }
 
-// sample(): 32 bytes a slice, then the logits after bias, penalties and masks, f32 [rows, vocab].
+// sample() of up to `rows` rows: for each, a state, the slices' results, lists of likely tokens, and
+// the logits after bias, penalties and masks.
+constexpr int64_t SLICE_BYTES = 32;     // of a slice's results
+constexpr int64_t SLICE_GROUPS = 32;    // groups of a slice whose largest logits are kept, twice
+constexpr int64_t LIKELY_TOKENS = 16384;  // that a list of candidates holds at most
+constexpr int64_t TOP_TOKENS = 2048;      // that a list for top log-probabilities holds at most
+constexpr int64_t ROW_STATE_BYTES = 32;
+
 inline int64_t sample_scratch(int64_t vocab, int64_t rows) {
-  return rows * vocab_slices(vocab) * 32 + rows * vocab * 4;
+  const int64_t slices = vocab_slices(vocab) * (SLICE_BYTES + 2 * SLICE_GROUPS * 4);
+  return rows * (ROW_STATE_BYTES + slices + (LIKELY_TOKENS + TOP_TOKENS) * 4 + vocab * 4);
 }
 
 }  // namespace moela::cuda

@@ -1,8 +1,9 @@
-// The order in which F32 products are summed: lane l of a warp takes elements 4 l, + 1, + 2, + 3 of
-// each 128 of K with fused multiply-adds in ascending order, then the lanes add in a butterfly.
+// The order in which F32 products are summed, by 256 threads: thread i adds elements 4 i + 1024 j,
+// + 1, + 2, + 3 of K in ascending order with fused multiply-adds, then its warp in a butterfly,
+// then the eight warps in order. It is the order of row_norm.cuh.
 #pragma once
 
-#include "cuda/launch.h"
+#include "cuda/row_norm.cuh"
 
 namespace moela::cuda {
 
@@ -13,9 +14,11 @@ __device__ __forceinline__ float f32_step(float sum, const float4& w, const floa
   return fmaf(w.w, x.w, sum);
 }
 
-__device__ __forceinline__ float f32_sum(float sum) {
+// Adds up the eight warps' sums, `stride` floats apart.
+__device__ __forceinline__ float f32_warps(const float* sums, int stride) {
+  float sum = sums[0];
 #pragma unroll
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
+  for (int i = 1; i < NORM_THREADS / 32; i++) sum = __fadd_rn(sum, sums[i * stride]);
   return sum;
 }
 

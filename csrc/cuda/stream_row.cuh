@@ -1,10 +1,12 @@
-// The stream family for one row: a block's products as a list of steps, each one group of 128
-// columns for 16 rows of weights. The warps take steps in turn. Weights flow through a ring in
-// shared memory in which each thread has a place of its own, so that the ring needs no barrier and
-// its first rounds can be on their way before the previous kernel has ended. The groups' sums meet
-// in shared memory and are added in ascending order there.
+// The stream family for one row. A block's products are a list of units: 16 rows of weights each,
+// cut into steps of 4 KB (one group of 128 columns in BF16, two in FP8 and INT8, four in INT4) that
+// the warps take in turn. Weights flow through a ring in shared memory in which each thread has a
+// place of its own, so that the ring needs no barrier and its first rounds can be on their way
+// before the previous kernel has ended. The groups' sums meet in shared memory and are added in
+// ascending order there.
 #pragma once
 
+#include "cuda/fused.h"
 #include "cuda/row_norm.cuh"
 #include "cuda/stream_types.cuh"
 
@@ -12,198 +14,329 @@ namespace moela::cuda {
 
 constexpr int ROW_WARPS = 8;
 constexpr int ROW_THREADS = 32 * ROW_WARPS;
-// Steps whose sums are kept at a time.
+// Groups whose sums are kept at a time, if nothing else is said.
 constexpr int ROW_ROUND = 96;
-// Of the ring. All of a block's shared memory is to be at most half of what a multiprocessor has, so
-// that the next kernel's blocks fit beside this one's.
-constexpr int row_ring_kb(int dtype, bool wide_input) {
-  return wide_input ? 64 : dtype == MOELA_BF16 ? 96 : 80;
+constexpr int ROW_PIECES = 8;  // of 16 bytes, a thread and step
+
+// Barrier of the warps that stream alone: a kernel may have others.
+__device__ __forceinline__ void row_sync() {
+  asm volatile("bar.sync 1, %0;" ::"n"(ROW_THREADS) : "memory");
 }
 
-// What a step reads. For this lane: a row each of its two halves (NULL: none), where the four bytes
-// with the scale of row `lane % 4` (0: low, 1: high) begin, and their places among the scales.
-struct RowStep {
+// What a lane reads of a unit: a row for each half of the 16 (not inside: nothing, but the address
+// is good), and for lanes 0 and 1 of a quad the scales of the first and second one: of group g,
+// scales[index + g].
+struct RowSource {
   const char* row[2];
-  int64_t bytes;     // of a row
-  const char* scale; // lanes 0 and 1 of a quad; NULL: none
-  int64_t scale_index[2];
-  int group;         // of the row
-  int x_group;       // of the prepared input
+  bool inside[2];
+  int row_bytes;
+  const char* scales;  // NULL: none
+  int64_t scale_index;
 };
 
-// WIDE_INPUT: the prepared input is tens of kilobytes.
-template <int DTYPE, bool WIDE_INPUT = false>
+// A warp's way through the list of steps.
+struct RowCursor {
+  int unit, step, groups;
+  int base;  // groups of the units before this one
+};
+
+template <int DTYPE, int DEPTH, int ROUND = ROW_ROUND>
 struct RowStream {
   using T = StreamType<DTYPE>;
-  static constexpr int DEPTH =
-      row_ring_kb(DTYPE, WIDE_INPUT) * 1024 / (T::PIECES * 16 * ROW_THREADS);
-  static constexpr int RING_BYTES = DEPTH * T::PIECES * 16 * ROW_THREADS;
+  static constexpr int GROUPS = ROW_PIECES / T::PIECES;  // of a step
+  static constexpr int RING_BYTES = DEPTH * ROW_PIECES * 16 * ROW_THREADS;
+  static constexpr int SCALES = T::SCALED ? GROUPS * STREAM_TILE : 0;  // of a warp's step
 
-  uint4* ring;       // [DEPTH][PIECES][ROW_THREADS]
-  uint32_t* scales;  // [DEPTH][ROW_WARPS][16]
-  float* parts;      // [ROW_ROUND][16]
-  char* x;           // [groups][128] prepared
-  float* x_scales;   // [groups]
+  uint4* ring;       // [DEPTH][ROW_PIECES][ROW_THREADS]
+  uint32_t* scales;  // [DEPTH][ROW_WARPS][GROUPS][16]
+  float* parts;      // [ROUND][16]
+  char* x;           // [groups + GROUPS - 1][128] prepared: a last step may reach beyond
+  float* x_scales;   // the same
 
-  static constexpr size_t SCALE_BYTES = T::SCALED ? DEPTH * ROW_WARPS * STREAM_TILE * 4 : 0;
   __host__ __device__ static size_t shared_bytes(int64_t x_groups) {
-    return RING_BYTES + SCALE_BYTES + ROW_ROUND * STREAM_TILE * 4 +
-           x_groups * (STREAM_GROUP * T::X_BYTES + 4);
+    return RING_BYTES + DEPTH * ROW_WARPS * SCALES * 4 + ROUND * STREAM_TILE * 4 +
+           (x_groups + GROUPS - 1) * (STREAM_GROUP * T::X_BYTES + 4);
   }
+  RowStream() = default;
   __device__ RowStream(char* shared, int64_t x_groups) {
     ring = reinterpret_cast<uint4*>(shared);
     shared += RING_BYTES;
     scales = reinterpret_cast<uint32_t*>(shared);
-    shared += SCALE_BYTES;
+    shared += DEPTH * ROW_WARPS * SCALES * 4;
     parts = reinterpret_cast<float*>(shared);
-    shared += ROW_ROUND * STREAM_TILE * 4;
+    shared += ROUND * STREAM_TILE * 4;
     x = shared;
-    x_scales = reinterpret_cast<float*>(shared + x_groups * STREAM_GROUP * T::X_BYTES);
+    x_scales =
+        reinterpret_cast<float*>(shared + (x_groups + GROUPS - 1) * STREAM_GROUP * T::X_BYTES);
+  }
+
+  RowCursor bring;   // the next step to bring
+  RowSource source;  // of unit `entered`
+  int entered = -1;
+
+  template <class Provider>
+  __device__ __forceinline__ static void settle(const Provider& provider, RowCursor& cursor) {
+    while (cursor.unit < provider.units) {
+      const int steps = (cursor.groups + GROUPS - 1) / GROUPS;
+      if (cursor.step < steps) return;
+      cursor.step -= steps;
+      cursor.base += cursor.groups;
+      cursor.groups = provider.groups(++cursor.unit);
+    }
   }
 
   template <class Provider>
-  __device__ __forceinline__ void issue(const Provider& provider, int step, int slot) {
+  __device__ __forceinline__ void issue(const Provider& provider, int slot) {
     const int lane = threadIdx.x % 32, t = lane % 4;
-    const RowStep at = provider.locate(step, lane);
-    const int64_t begin = static_cast<int64_t>(at.group) * T::GROUP_BYTES + 16 * t;
-#pragma unroll
-    for (int p = 0; p < T::PIECES; p++) {
-      const char* row = at.row[p % 2];
-      const int64_t offset = begin + p / 2 * 64;
-      const int64_t left = row ? at.bytes - offset : 0;
-      const int bytes = left >= 16 ? 16 : left > 0 ? static_cast<int>(left) : 0;
-      copy16(ring + (slot * T::PIECES + p) * ROW_THREADS + threadIdx.x,
-             bytes ? row + offset : static_cast<const char*>(provider.any()), bytes);
+    if (entered != bring.unit) {
+      entered = bring.unit;
+      source = provider.enter(bring.unit, lane);
     }
-    if (T::SCALED && t < 2) {
-      copy4(scales + (slot * ROW_WARPS + threadIdx.x / 32) * STREAM_TILE + lane / 4 + 8 * t,
-            at.scale ? at.scale : static_cast<const char*>(provider.any()), at.scale ? 4 : 0);
-    }
-  }
-
-  int ready = 0;  // steps of this warp on their way
-
-  // Starts this warp's first steps among [0, known). May be called again with more.
-  template <class Provider>
-  __device__ __forceinline__ void start(const Provider& provider, int known) {
-    const int warp = threadIdx.x / 32;
-    while (ready < DEPTH && warp + ready * ROW_WARPS < known) {
-      issue(provider, warp + ready * ROW_WARPS, ready);
-      commit_copies();
-      ready++;
-    }
-  }
-
-  // All steps, `round` at a time: after each round finish(first step, end) on all threads finds the
-  // steps' sums in parts[step - first][16].
-  template <class Provider, class Finish>
-  __device__ __forceinline__ void run(const Provider& provider, int total, int round,
-                                      const Finish& finish) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    start(provider, total);
-    for (; ready < DEPTH; ready++) commit_copies();
-    int slot = 0, step = warp;
-    for (int first = 0; first < total; first += round) {
-      const int end = min(first + round, total);
-      for (; step < end; step += ROW_WARPS) {
-        wait_copies<DEPTH - 1>();
-        __syncwarp();
-        uint4 a[T::PIECES];
+    const int first = bring.step * GROUPS;
+    const int begin = first * T::GROUP_BYTES + 16 * t;
+    uint4* to = ring + slot * ROW_PIECES * ROW_THREADS + threadIdx.x;
+    // Piece p is of group p / PIECES: its 64 bytes lie behind those of the pieces before.
+    const char* from[2] = {source.row[0] + begin, source.row[1] + begin};
+    const int left[2] = {source.inside[0] ? source.row_bytes - begin : 0,
+                         source.inside[1] ? source.row_bytes - begin : 0};
 #pragma unroll
-        for (int p = 0; p < T::PIECES; p++) {
-          a[p] = ring[(slot * T::PIECES + p) * ROW_THREADS + threadIdx.x];
-        }
-        uint32_t scale = 0, scale8 = 0;
-        if constexpr (T::SCALED) {
-          const uint32_t* at = scales + (slot * ROW_WARPS + warp) * STREAM_TILE;
-          scale = at[g];
-          scale8 = at[g + 8];
-          __syncwarp();
-        }
-        const RowStep at = provider.locate(step, lane);
-        uint4 b[T::B_PIECES];
+    for (int p = 0; p < ROW_PIECES; p++) {
+      const int offset = p / 2 * 64;
+      copy16(to + p * ROW_THREADS, from[p % 2] + offset, min(max(left[p % 2] - offset, 0), 16));
+    }
+    if constexpr (T::SCALED) {
+      if (t < 2) {
+        uint32_t* place =
+            scales + (slot * ROW_WARPS + threadIdx.x / 32) * SCALES + lane / 4 + 8 * t;
+        const int64_t index = source.scale_index + first;
 #pragma unroll
-        for (int i = 0; i < T::B_PIECES; i++) {
-          b[i] = lane < 4 ? *reinterpret_cast<const uint4*>(
-                                x + static_cast<int64_t>(at.x_group) * STREAM_GROUP * T::X_BYTES +
-                                T::b_offset(i, t))
-                          : uint4{0, 0, 0, 0};
-        }
-        const int next = step + DEPTH * ROW_WARPS;
-        if (next < total) issue(provider, next, slot);
-        commit_copies();
-        slot = slot + 1 == DEPTH ? 0 : slot + 1;
-
-        typename T::Sum c[4] = {0, 0, 0, 0};
-        T::product(c, a, b, scale, scale8, t);
-        if (t == 0) {
-          float low = static_cast<float>(c[0]), high = static_cast<float>(c[2]);
-          if constexpr (T::SCALED) {
-            float factor = T::scale(scale, at.scale_index[0]);
-            float factor8 = T::scale(scale8, at.scale_index[1]);
-            if constexpr (T::INTEGER) {
-              const float x_scale = x_scales[at.x_group];
-              factor = __fmul_rn(x_scale, factor);
-              factor8 = __fmul_rn(x_scale, factor8);
-            }
-            low = __fmul_rn(low, factor);
-            high = __fmul_rn(high, factor8);
-          }
-          parts[(step - first) * STREAM_TILE + g] = low;
-          parts[(step - first) * STREAM_TILE + g + 8] = high;
+        for (int i = 0; i < GROUPS; i++) {
+          const bool inside = source.scales && first + i < bring.groups;
+          copy4(place + i * STREAM_TILE,
+                source.scales + (DTYPE == MOELA_INT8 ? (index + i) / 2 : index + i) * 4,
+                inside ? 4 : 0);
         }
       }
-      __syncthreads();
-      finish(first, end);
-      if (end < total) __syncthreads();
+    }
+    bring.step += ROW_WARPS;
+    settle(provider, bring);
+  }
+
+  // All steps. Weights of units below `known` are on their way before middle(), which waits for the
+  // previous kernel and prepares the input. After each `round` units, finish(first unit, end) on
+  // all threads finds the sums of its groups in parts, from its first unit's on.
+  //
+  // There is one place for each part of the work, and little is unrolled: a kernel's code is cold
+  // whenever it starts, and reading it takes longer than running it.
+  template <class Provider, class Middle, class Finish>
+  __device__ __forceinline__ void run(const Provider& provider, int known, int round,
+                                      const Middle& middle, const Finish& finish) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int row_parity = provider.row_parity(lane);
+    bring = {0, warp, provider.groups(0), 0};
+    settle(provider, bring);
+    RowCursor at = bring;
+    bool prepared = false;
+    int slot = 0, round_base = 0, first = 0, end = min(round, provider.units);
+    int fill = DEPTH;  // steps to bring before the first is used
+    while (true) {
+      if (!prepared && (fill == 0 || bring.unit >= known)) {
+        prepared = true;
+        middle();
+      }
+      if (fill == 0) {
+        while (at.unit >=
+               end) {  // once: a round has at least one step for some warp, maybe not ours
+          row_sync();
+          finish(first, end);
+          if (end >= provider.units) return;
+          row_sync();
+          round_base += provider.base(end) - provider.base(first);
+          first = end;
+          end = min(end + round, provider.units);
+        }
+        wait_copies<DEPTH - 1>();
+        __syncwarp();
+      }
+      uint4 w[ROW_PIECES];
+      uint32_t scale[GROUPS], scale8[GROUPS];
+      const uint4* from = ring + slot * ROW_PIECES * ROW_THREADS + threadIdx.x;
+#pragma unroll
+      for (int p = 0; p < ROW_PIECES; p++) w[p] = from[p * ROW_THREADS];
+      if constexpr (T::SCALED) {
+        const uint32_t* place = scales + (slot * ROW_WARPS + warp) * SCALES + g;
+#pragma unroll
+        for (int i = 0; i < GROUPS; i++) {
+          scale[i] = place[i * STREAM_TILE];
+          scale8[i] = place[i * STREAM_TILE + 8];
+        }
+        __syncwarp();
+      }
+      if (bring.unit < provider.units) issue(provider, slot);
+      commit_copies();
+      slot = slot + 1 == DEPTH ? 0 : slot + 1;
+      if (fill > 0) {
+        fill--;
+        continue;
+      }
+
+      const int group = at.step * GROUPS;
+      const int x_group = provider.x_base(at.base) + group;
+      const char* x_from = x + x_group * STREAM_GROUP * T::X_BYTES;
+      float* to = parts + (at.base - round_base + group) * STREAM_TILE + g;
+      const int odd = (row_parity & at.groups) ^ group;
+#pragma unroll
+      for (int i = 0; i < GROUPS; i++) {
+        uint4 b[T::B_PIECES], a[T::PIECES];
+#pragma unroll
+        for (int j = 0; j < T::PIECES; j++) a[j] = w[i * T::PIECES + j];
+#pragma unroll
+        for (int j = 0; j < T::B_PIECES; j++) {
+          b[j] = uint4{0, 0, 0, 0};
+          if (lane < 4) {
+            b[j] = *reinterpret_cast<const uint4*>(x_from + i * STREAM_GROUP * T::X_BYTES +
+                                                   T::b_offset(j, t));
+          }
+        }
+        typename T::Sum c[4] = {0, 0, 0, 0};
+#pragma unroll
+        for (int part = 0; part < T::PARTS; part++) {
+          T::product(part, c, a, b, scale[i], scale8[i], t);
+        }
+        float low = static_cast<float>(c[0]), high = static_cast<float>(c[2]);
+        if constexpr (T::SCALED) {
+          float factor = T::scale(scale[i], (odd + i) & 1);
+          float factor8 = T::scale(scale8[i], (odd + i) & 1);
+          if constexpr (T::INTEGER) {
+            const float x_scale = x_scales[x_group + i];
+            factor = __fmul_rn(x_scale, factor);
+            factor8 = __fmul_rn(x_scale, factor8);
+          }
+          low = __fmul_rn(low, factor);
+          high = __fmul_rn(high, factor8);
+        }
+        if (t == 0 && group + i < at.groups) {
+          to[i * STREAM_TILE] = low;
+          to[i * STREAM_TILE + 8] = high;
+        }
+      }
+      at.step += ROW_WARPS;
+      settle(provider, at);
     }
   }
 
-  // Sum of `count` consecutive steps' parts from `step` (within the round) for one of 16 rows.
-  __device__ __forceinline__ float sum(int step, int count, int row) const {
+  // Sum of `count` groups from `group` (of the round) on, for one of 16 rows.
+  __device__ __forceinline__ float sum(int group, int count, int row) const {
     float total = 0;
-    const float* at = parts + step * STREAM_TILE + row;
+    const float* at = parts + group * STREAM_TILE + row;
 #pragma unroll 4
     for (int i = 0; i < count; i++) total = __fadd_rn(total, at[i * STREAM_TILE]);
     return total;
   }
 
-  // A row of k elements prepared into x from group `x_group` on: rounded to bf16, or quantized by
-  // group. load(i): element i. All threads.
-  template <class Load>
-  __device__ __forceinline__ void prepare(int x_group, int64_t k, const Load& load) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int groups = static_cast<int>(stream_groups(k));
-    for (int g = warp; g < groups; g += ROW_WARPS) {
-      const int64_t i = static_cast<int64_t>(g) * STREAM_GROUP + 4 * lane;
-      float v[4];
-#pragma unroll
-      for (int j = 0; j < 4; j++) v[j] = i + j < k ? load(i + j) : 0;
-      char* to = x + (static_cast<int64_t>(x_group + g) * STREAM_GROUP + 4 * lane) * T::X_BYTES;
-      if constexpr (T::INTEGER) {
-        float largest = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
-#pragma unroll
-        for (int s = 16; s > 0; s /= 2) {
-          largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, s));
-        }
-        const float inverse = largest > 0 ? __fdiv_rn(127.0f, largest) : 0;
-        uint32_t packed = 0;
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-          packed |= (static_cast<uint32_t>(__float2int_rn(__fmul_rn(v[j], inverse))) & 255) << 8 * j;
-        }
-        *reinterpret_cast<uint32_t*>(to) = packed;
-        if (lane == 0) x_scales[x_group + g] = __fdiv_rn(largest, 127.0f);
-      } else {
-        *reinterpret_cast<uint2*>(to) = uint2{bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3])};
-      }
+  // This lane's four elements of a group: rounded to bf16, or quantized with the rest of the warp.
+  __device__ __forceinline__ void put(int group, const float4& v) {
+    const int lane = threadIdx.x % 32;
+    char* to = x + (group * STREAM_GROUP + 4 * lane) * T::X_BYTES;
+    if constexpr (T::INTEGER) {
+      float scale;
+      const uint32_t packed = quantize_group(v, scale);
+      *reinterpret_cast<uint32_t*>(to) = packed;
+      if (lane == 0) x_scales[group] = scale;
+    } else {
+      *reinterpret_cast<uint2*>(to) = uint2{bf16_pair(v.x, v.y), bf16_pair(v.z, v.w)};
     }
   }
 };
 
-__device__ __forceinline__ float tensor_at(const Tensor& in, int64_t i) {
-  if (in.dtype == MOELA_F32) return reinterpret_cast<const float*>(in.data)[i];
-  return bf16_value(reinterpret_cast<const uint16_t*>(in.data)[i]);
+// Elements [i, i + 4) of a row of k, zero past its end; i and k are multiples of four, and the row
+// begins on four elements.
+__device__ __forceinline__ float4 load4(const Tensor& in, int64_t i, int64_t k) {
+  float4 v{0, 0, 0, 0};
+  if (i < k) {
+    if (in.dtype == MOELA_F32) {
+      v = *reinterpret_cast<const float4*>(static_cast<const float*>(in.data) + i);
+    } else {
+      const uint2 half = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(in.data) + i);
+      v = {bf16_value(half.x & 0xffff), __uint_as_float(half.x & 0xffff0000u),
+           bf16_value(half.y & 0xffff), __uint_as_float(half.y & 0xffff0000u)};
+    }
+  }
+  return v;
+}
+
+// The row that a kernel's products share, normed on its way or not. Its norm's weights are read
+// before the previous kernel ends.
+struct RowInput {
+  Tensor in;         // [k]
+  const char* norm;  // [k], or NULL
+  int32_t norm_dtype;
+  float epsilon;
+  int32_t k;
+};
+constexpr int ROW_KEPT = 2;  // float4 of a thread that are kept between the norm's two passes
+
+struct RowNormWeights {
+  float4 kept[ROW_KEPT];
+
+  __device__ __forceinline__ explicit RowNormWeights(const RowInput& input) {
+    const Tensor norm{const_cast<char*>(input.norm), input.norm_dtype};
+#pragma unroll
+    for (int i = 0; i < ROW_KEPT; i++) {
+      if (input.norm) kept[i] = load4(norm, 4 * threadIdx.x + 4 * ROW_THREADS * i, input.k);
+    }
+  }
+};
+
+// What the row is multiplied by when it is normed, from this thread's first elements.
+__device__ __forceinline__ float row_factor(const RowInput& input, const float4 (&kept)[ROW_KEPT],
+                                            float* room) {
+  if (!input.norm) return 1;
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < ROW_KEPT; i++) sum = add_squares(sum, kept[i]);
+#pragma unroll 1
+  for (int at = 4 * threadIdx.x + 4 * ROW_THREADS * ROW_KEPT; at < input.k; at += 4 * ROW_THREADS) {
+    sum = add_squares(sum, load4(input.in, at, input.k));
+  }
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = sum;
+  row_sync();
+  return norm_factor(room, input.k, input.epsilon);
+}
+
+// Element 4 thread + 1024 i of the row belongs to thread `thread` in the order of row_norm.cuh, and
+// to the same warp's group in put().
+template <class Stream>
+__device__ __forceinline__ void prepare_row(Stream& stream, const RowInput& input,
+                                            const RowNormWeights& weights, float* room) {
+  const int thread = threadIdx.x, k = input.k;
+  const int chunks = (k + 4 * ROW_THREADS - 1) / (4 * ROW_THREADS);
+  const int groups = (k + STREAM_GROUP - 1) / STREAM_GROUP;
+  const Tensor norm{const_cast<char*>(input.norm), input.norm_dtype};
+  float4 kept[ROW_KEPT];
+#pragma unroll
+  for (int i = 0; i < ROW_KEPT; i++) {
+    kept[i] = load4(input.in, 4 * thread + 4 * ROW_THREADS * i, k);
+  }
+  const float factor = row_factor(input, kept, room);
+#pragma unroll 1
+  for (int i = 0; i < chunks; i++) {
+    const int at = 4 * thread + 4 * ROW_THREADS * i;
+    float4 v = i == 0 ? kept[0] : kept[1], w = i == 0 ? weights.kept[0] : weights.kept[1];
+    if (i >= ROW_KEPT) {
+      v = load4(input.in, at, k);
+      if (input.norm) w = load4(norm, at, k);
+    }
+    const int group = thread / 32 + ROW_WARPS * i;
+    if (input.norm) v = normed4(v, factor, w);
+    if (group < groups) stream.put(group, v);
+  }
+}
+
+inline RowInput row_input(const DecodeInput& input, int64_t k) {
+  return {input.in, input.norm ? input.norm->data : nullptr, input.norm ? input.norm->dtype : 0,
+          input.epsilon, static_cast<int32_t>(k)};
 }
 
 __device__ __forceinline__ float silu_mul(float gate, float up) {

@@ -1,4 +1,5 @@
-// The stream family of products: one group of 128 columns of K for 16 rows of a weight and 8 tokens.
+// The stream family of products: one group of 128 columns of K for 16 rows of a weight and 8
+// tokens.
 //
 // Weights are the A operand of mma.sync, read from memory in 16-byte pieces that are already in the
 // order of a fragment: K is permuted within a group, alike for A and B, so that a lane's 16 bytes
@@ -20,8 +21,7 @@ constexpr int STREAM_TILE = 16;
 
 __device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                          uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -29,8 +29,7 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1
 
 __device__ __forceinline__ void mma_s8(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                        uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -59,7 +58,8 @@ __device__ __forceinline__ void bf16_of_fp8(uint32_t bytes, uint32_t& low, uint3
 
 // What differs between types. PIECES: 16-byte pieces of a lane, a group: piece p is of row half
 // p % 2, bytes 64 (p / 2) + 16 (lane % 4) of the row's GROUP_BYTES. X_BYTES: of a prepared token's
-// element. SCALE_SHIFT: scales are read 4 bytes at a time; log2 of scales in them.
+// element. A group's product is made in
+// PARTS, each of B pieces [b_first, b_end).
 template <int DTYPE>
 struct StreamType;
 
@@ -72,13 +72,13 @@ struct StreamType<MOELA_BF16> {
 
   // Bytes into a token's group that this lane's B piece i begins at.
   __device__ static int b_offset(int i, int t) { return i * 64 + t * 16; }
-  __device__ static void product(Sum (&c)[4], const uint4 (&a)[PIECES], const uint4 (&b)[4],
+  static constexpr int PARTS = 4;
+  __host__ __device__ static constexpr int b_first(int part) { return part; }
+  __host__ __device__ static constexpr int b_end(int part) { return part + 1; }
+  __device__ static void product(int i, Sum (&c)[4], const uint4 (&a)[PIECES], const uint4 (&b)[4],
                                  uint32_t, uint32_t, int) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      mma_bf16(c, a[2 * i].x, a[2 * i + 1].x, a[2 * i].y, a[2 * i + 1].y, b[i].x, b[i].y);
-      mma_bf16(c, a[2 * i].z, a[2 * i + 1].z, a[2 * i].w, a[2 * i + 1].w, b[i].z, b[i].w);
-    }
+    mma_bf16(c, a[2 * i].x, a[2 * i + 1].x, a[2 * i].y, a[2 * i + 1].y, b[i].x, b[i].y);
+    mma_bf16(c, a[2 * i].z, a[2 * i + 1].z, a[2 * i].w, a[2 * i + 1].w, b[i].z, b[i].w);
   }
 };
 
@@ -96,15 +96,15 @@ struct StreamType<MOELA_FP8> {
     bf16_of_fp8(a8, low8, high8);
     mma_bf16(c, low, low8, high, high8, b0, b1);
   }
-  __device__ static void product(Sum (&c)[4], const uint4 (&a)[PIECES], const uint4 (&b)[4],
+  static constexpr int PARTS = 2;
+  __host__ __device__ static constexpr int b_first(int part) { return 2 * part; }
+  __host__ __device__ static constexpr int b_end(int part) { return 2 * part + 2; }
+  __device__ static void product(int i, Sum (&c)[4], const uint4 (&a)[PIECES], const uint4 (&b)[4],
                                  uint32_t, uint32_t, int) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      quarter(c, a[2 * i].x, a[2 * i + 1].x, b[2 * i].x, b[2 * i].y);
-      quarter(c, a[2 * i].y, a[2 * i + 1].y, b[2 * i].z, b[2 * i].w);
-      quarter(c, a[2 * i].z, a[2 * i + 1].z, b[2 * i + 1].x, b[2 * i + 1].y);
-      quarter(c, a[2 * i].w, a[2 * i + 1].w, b[2 * i + 1].z, b[2 * i + 1].w);
-    }
+    quarter(c, a[2 * i].x, a[2 * i + 1].x, b[2 * i].x, b[2 * i].y);
+    quarter(c, a[2 * i].y, a[2 * i + 1].y, b[2 * i].z, b[2 * i].w);
+    quarter(c, a[2 * i].z, a[2 * i + 1].z, b[2 * i + 1].x, b[2 * i + 1].y);
+    quarter(c, a[2 * i].w, a[2 * i + 1].w, b[2 * i + 1].z, b[2 * i + 1].w);
   }
   __device__ static float scale(uint32_t bits, int64_t) { return __uint_as_float(bits); }
 };
@@ -117,13 +117,13 @@ struct StreamType<MOELA_INT8> {
   static constexpr int B_PIECES = 2;
 
   __device__ static int b_offset(int i, int t) { return i * 64 + t * 16; }
-  __device__ static void product(Sum (&c)[4], const uint4 (&a)[PIECES], const uint4 (&b)[2],
+  static constexpr int PARTS = 2;
+  __host__ __device__ static constexpr int b_first(int part) { return part; }
+  __host__ __device__ static constexpr int b_end(int part) { return part + 1; }
+  __device__ static void product(int i, Sum (&c)[4], const uint4 (&a)[PIECES], const uint4 (&b)[2],
                                  uint32_t, uint32_t, int) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      mma_s8(c, a[2 * i].x, a[2 * i + 1].x, a[2 * i].y, a[2 * i + 1].y, b[i].x, b[i].y);
-      mma_s8(c, a[2 * i].z, a[2 * i + 1].z, a[2 * i].w, a[2 * i + 1].w, b[i].z, b[i].w);
-    }
+    mma_s8(c, a[2 * i].x, a[2 * i + 1].x, a[2 * i].y, a[2 * i + 1].y, b[i].x, b[i].y);
+    mma_s8(c, a[2 * i].z, a[2 * i + 1].z, a[2 * i].w, a[2 * i + 1].w, b[i].z, b[i].w);
   }
   // `index` of the scale among the row's: two lie in four bytes.
   __device__ static float scale(uint32_t bits, int64_t index) {
@@ -150,7 +150,10 @@ struct StreamType<MOELA_INT4> {
     mma_s8(c, multiply(a & MASK, low), multiply(a8 & MASK, low8), multiply((a >> 4) & MASK, high),
            multiply((a8 >> 4) & MASK, high8), b0, b1);
   }
-  __device__ static void product(Sum (&c)[4], const uint4 (&a)[PIECES], const uint4 (&b)[2],
+  static constexpr int PARTS = 1;
+  __host__ __device__ static constexpr int b_first(int) { return 0; }
+  __host__ __device__ static constexpr int b_end(int) { return 2; }
+  __device__ static void product(int, Sum (&c)[4], const uint4 (&a)[PIECES], const uint4 (&b)[2],
                                  uint32_t scale, uint32_t scale8, int t) {
     const int shift = 16 + (t / 2) * 8;
     const uint32_t low = scale >> shift & 15, high = scale >> (shift + 4) & 15;
@@ -162,6 +165,27 @@ struct StreamType<MOELA_INT4> {
   }
   __device__ static float scale(uint32_t bits, int64_t) { return bf16_value(bits & 0xffff); }
 };
+
+__device__ __forceinline__ float tensor_at(const Tensor& in, int64_t i) {
+  if (in.dtype == MOELA_F32) return static_cast<const float*>(in.data)[i];
+  return bf16_value(static_cast<const uint16_t*>(in.data)[i]);
+}
+
+// A warp's 128 elements of a group, four a lane: round to nearest even of x * (127 / max|x|),
+// packed, and the scale max|x| / 127.
+__device__ __forceinline__ uint32_t quantize_group(const float4& v, float& scale) {
+  float largest = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+#pragma unroll
+  for (int s = 16; s > 0; s /= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, s));
+  }
+  const float inverse = largest > 0 ? __fdiv_rn(127.0f, largest) : 0;
+  scale = __fdiv_rn(largest, 127.0f);
+  const auto byte = [&](float x) {
+    return static_cast<uint32_t>(__float2int_rn(__fmul_rn(x, inverse))) & 255;
+  };
+  return byte(v.x) | byte(v.y) << 8 | byte(v.z) << 16 | byte(v.w) << 24;
+}
 
 // Bytes of a row of a weight.
 template <int DTYPE>
@@ -182,11 +206,16 @@ __device__ __forceinline__ const char* stream_scale_at(const char* scales, int64
   return scales + (row * groups + g) * 4;
 }
 
+// Where this block's share of n begins, or that of the block `after` places on: n times the number
+// of blocks is below 2^32.
+__device__ __forceinline__ int share(int n, int after = 0) {
+  return static_cast<int>(static_cast<uint32_t>(n) * (blockIdx.x + after) / gridDim.x);
+}
+
 // 16 or 4 bytes from global to shared memory in the background; what lies past `bytes` is zero.
 __device__ __forceinline__ void copy16(void* to, const void* from, int bytes) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
-               "r"(bytes)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes)
                : "memory");
 }
 __device__ __forceinline__ void copy4(void* to, const void* from, int bytes) {
@@ -194,10 +223,24 @@ __device__ __forceinline__ void copy4(void* to, const void* from, int bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 template <int PENDING>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+// Bytes of shared memory that a block may have.
+inline size_t stream_shared_limit() {
+  static const size_t limit = [] {
+    int device = 0, bytes = 0;
+    check(cudaGetDevice(&device), "asking for the device");
+    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          "asking for shared memory");
+    return static_cast<size_t>(bytes);
+  }();
+  return limit;
 }
 
 }  // namespace moela::cuda

@@ -50,8 +50,8 @@ __device__ __forceinline__ void tensor_map_prefetch(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// Boxes of three and of five dimensions, to the blocks of `mask` of the cluster (0: this one alone);
-// each adds its bytes to the barrier's phase there.
+// Boxes of three and of five dimensions, to the blocks of `mask` of the cluster (0: this one
+// alone); each adds its bytes to the barrier's phase there.
 __device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap* map, uint32_t barrier,
                                             uint16_t mask, int c0, int c1, int c2) {
   if (mask == 0) {
@@ -69,8 +69,7 @@ __device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap* map,
   }
 }
 __device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap* map, uint32_t barrier,
-                                            uint16_t mask, int c0, int c1, int c2, int c3,
-                                            int c4) {
+                                            uint16_t mask, int c0, int c1, int c2, int c3, int c4) {
   if (mask == 0) {
     asm volatile(
         "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"

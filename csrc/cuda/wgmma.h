@@ -14,14 +14,13 @@
 
 namespace moela::cuda {
 
-// Whether part `p` of a weight [n, k] can be multiplied here: its type, and rows on 16 bytes.
-// `n` is a multiple of 8 for gate_up.
+// Whether a weight [n, k] can be multiplied here: BF16, n and k multiples of 8, at most 256 parts.
 bool wgmma_takes(const Launch&, const Weight& weight);
 // The same for the pair of gate and up weights.
-bool wgmma_takes(const Launch&, const Weight& gate, const Weight& up, int64_t experts);
+bool wgmma_takes(const Launch&, const Weight& gate, const Weight& up);
 
-// As linear(), gate_up() and expert_down() of ops.h, for the projected rows. Inputs are BF16 or F32;
-// BF16 is much faster, and both give the same bits.
+// As linear(), gate_up() and expert_down() of ops.h, for the projected rows. Inputs are BF16 or
+// F32; BF16 is much faster, and both give the same bits.
 void linear_wgmma(const Launch&, int64_t n, int64_t k, Tensor in, const Weight& weight,
                   const float* residual, Tensor out);
 void gate_up_wgmma(const Launch&, int64_t intermediate, int64_t d, int64_t top_k, int64_t experts,

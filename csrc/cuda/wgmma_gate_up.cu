@@ -5,11 +5,11 @@
 
 namespace moela::cuda {
 
-bool wgmma_takes(const Launch& at, const Weight& gate, const Weight& up, int64_t experts) {
+bool wgmma_takes(const Launch& at, const Weight& gate, const Weight& up) {
   const int64_t apart = gate.data < up.data ? up.data - gate.data : gate.data - up.data;
-  return at.hopper && wgmma_takes_matrix(gate) && wgmma_takes_matrix(up) && gate.rows % 8 == 0 &&
-         part_stride(gate) == part_stride(up) && apart > 0 && apart < (int64_t{1} << 40) &&
-         experts <= WGMMA_EXPERTS;
+  return at.hopper && wgmma_takes_matrix(gate) && wgmma_takes_matrix(up) &&
+         gate.count <= WGMMA_EXPERTS && part_stride(gate) == part_stride(up) && apart > 0 &&
+         apart < (int64_t{1} << 40);
 }
 
 void gate_up_wgmma(const Launch& at, int64_t intermediate, int64_t d, int64_t top_k,
@@ -27,20 +27,10 @@ void gate_up_wgmma(const Launch& at, int64_t intermediate, int64_t d, int64_t to
   problem.out_bf16 = out.dtype == MOELA_BF16;
   problem.in = in.data;
   problem.out = out.data;
-  const bool f32 = in.dtype == MOELA_F32;
-  const int mb = f32 ? 1
-                     : wgmma_blocks_of_64(at, intermediate * 2, at.bucket * problem.top_k,
-                                          problem.experts);
-  const int cluster = getenv("C") ? atoi(getenv("C")) : 1;
-  const CUtensorMap map = problem.up_first ? pair_map(up, gate, mb, cluster)
-                                           : pair_map(gate, up, mb, cluster);
-#ifdef WITH_F32
-  if (f32) {
-    launch_wgmma<1, true, true, 1>(at, map, problem, intermediate * 2);
-    return;
-  }
-#endif
-  if (mb == 1 && cluster == 1) launch_wgmma<1, true, false, 1>(at, map, problem, intermediate * 2);
+  const Weight& low = problem.up_first ? up : gate;
+  const Weight& high = problem.up_first ? gate : up;
+  launch_wgmma<true>(at, problem, in.dtype, intermediate * 2,
+                     [&](uint32_t features) { return pair_map(low, high, features); });
 }
 
 }  // namespace moela::cuda

@@ -1,27 +1,9 @@
-// LINEAR and EXPERT_DOWN of the projected rows: out [R, n] = in [R, k] W [n, k]^T (+ residual), one W
-// or each slot's expert's.
+// LINEAR and EXPERT_DOWN of the projected rows: out [R, n] = in [R, k] W [n, k]^T (+ residual), one
+// W or each slot's expert's.
 #include "cuda/wgmma.h"
 #include "cuda/wgmma_launch.cuh"
 
 namespace moela::cuda {
-
-namespace {
-
-void product(const Launch& at, const Weight& weight, WgmmaProblem problem, bool f32,
-             int64_t slots) {
-  const int mb = f32 ? 1 : wgmma_blocks_of_64(at, problem.n, slots, problem.experts);
-  const int cluster = getenv("C") ? atoi(getenv("C")) : 1;
-  const CUtensorMap map = weight_map(weight, mb, cluster);
-#ifdef WITH_F32
-  if (f32) {
-    launch_wgmma<1, false, true, 1>(at, map, problem, problem.n);
-    return;
-  }
-#endif
-  if (mb == 1 && cluster == 1) launch_wgmma<1, false, false, 1>(at, map, problem, problem.n);
-}
-
-}  // namespace
 
 bool wgmma_takes(const Launch& at, const Weight& weight) {
   return at.hopper && wgmma_takes_matrix(weight) && weight.count <= WGMMA_EXPERTS;
@@ -40,7 +22,8 @@ void linear_wgmma(const Launch& at, int64_t n, int64_t k, Tensor in, const Weigh
   problem.in = in.data;
   problem.residual = residual;
   problem.out = out.data;
-  product(at, weight, problem, in.dtype == MOELA_F32, at.bucket);
+  launch_wgmma<false>(at, problem, in.dtype, n,
+                      [&](uint32_t features) { return weight_map(weight, features); });
 }
 
 void expert_down_wgmma(const Launch& at, int64_t d, int64_t intermediate, int64_t top_k,
@@ -57,7 +40,8 @@ void expert_down_wgmma(const Launch& at, int64_t d, int64_t intermediate, int64_
   problem.out_bf16 = out.dtype == MOELA_BF16;
   problem.in = in.data;
   problem.out = out.data;
-  product(at, down, problem, in.dtype == MOELA_F32, at.bucket * top_k);
+  launch_wgmma<false>(at, problem, in.dtype, d,
+                      [&](uint32_t features) { return weight_map(down, features); });
 }
 
 }  // namespace moela::cuda

@@ -1,6 +1,6 @@
 // The warpgroup instruction d [64, N] += a [64, 16] b [N, 16]^T of bf16 operands in shared memory,
-// f32 sums: N a multiple of 16 up to 256. Operands lie in rows of 128 bytes (64 of k), swizzled: the
-// 16-byte chunk c of row r is at chunk c ^ (r % 8). A thread holds, in d[4 j + 0 .. 3], rows
+// f32 sums: N a multiple of 16 up to 256. Operands lie in rows of 128 bytes (64 of k), swizzled:
+// the 16-byte chunk c of row r is at chunk c ^ (r % 8). A thread holds, in d[4 j + 0 .. 3], rows
 // lane / 4 (+ 8 for 2, 3) of its warp's 16 and columns 8 j + 2 (lane % 4) + {0, 1}.
 // PTX ISA, Asynchronous Warpgroup Level Matrix Instructions.
 #pragma once
@@ -33,7 +33,7 @@ __device__ __forceinline__ void wgmma_wait() {
 template <int N>
 struct Wgmma;
 
-#define MOELA_R8(d, i)                                                                       \
+#define MOELA_R8(d, i)                                                                        \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define MOELA_D16(d) MOELA_R8(d, 0)
@@ -71,15 +71,15 @@ struct Wgmma;
 #define MOELA_S256 MOELA_S240 ", %120, %121, %122, %123, %124, %125, %126, %127"
 
 // A, B: the numbers of the operands after N / 2 registers.
-#define MOELA_WGMMA(N, A, B)                                                                  \
-  template <>                                                                                 \
-  struct Wgmma<N> {                                                                           \
-    static __device__ __forceinline__ void run(float (&d)[N / 2], uint64_t a, uint64_t b) {   \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" MOELA_S##N    \
-                   "}, %" #A ", %" #B ", 1, 1, 1, 0, 0;"                                      \
-                   : MOELA_D##N(d)                                                            \
-                   : "l"(a), "l"(b));                                                         \
-    }                                                                                         \
+#define MOELA_WGMMA(N, A, B)                                                                \
+  template <>                                                                               \
+  struct Wgmma<N> {                                                                         \
+    static __device__ __forceinline__ void run(float (&d)[N / 2], uint64_t a, uint64_t b) { \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" MOELA_S##N  \
+                   "}, %" #A ", %" #B ", 1, 1, 1, 0, 0;"                                    \
+                   : MOELA_D##N(d)                                                          \
+                   : "l"(a), "l"(b));                                                       \
+    }                                                                                       \
   };
 MOELA_WGMMA(16, 8, 9)
 MOELA_WGMMA(32, 16, 17)

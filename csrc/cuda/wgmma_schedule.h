@@ -63,8 +63,8 @@ struct Tile {
 };
 
 // Tiles in ascending order: `at` gives the tile of block `rank` of the cluster that has the
-// cluster's tile t. Of each expert: where its slots begin, how many they are, the width of its tiles,
-// and how many tiles of clusters it and the experts before it have.
+// cluster's tile t. Of each expert: where its slots begin, how many they are, the width of its
+// tiles, and how many tiles of clusters it and the experts before it have.
 template <int CLUSTER>
 struct TileWalk {
   const int32_t* first;
@@ -84,7 +84,9 @@ struct TileWalk {
     const int32_t begin = ((t - base - strip * cuts) * CLUSTER + rank) * columns;
     const int32_t left = count - begin;
     return {expert, strip, first[expert] + (left > 0 ? begin : count - 1),
-            left < 0 ? 0 : left < columns ? left : columns};
+            left < 0         ? 0
+            : left < columns ? left
+                             : columns};
   }
 };
 

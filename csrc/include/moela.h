@@ -198,6 +198,16 @@ MOELA_API int32_t moela_generate(uint64_t seed, uint64_t key, uint64_t begin, ui
                                  float mean, float deviation, int32_t dtype, void* out, char* err,
                                  size_t err_len);
 
+/*
+ * Converts a matrix [rows, cols] (desc->count 1) in the caller's memory as loading would, from
+ * desc->stored to desc->dtype; scales are NULL, with 0 bytes, for types without. Rows are converted
+ * independently but for FP8, so that a matrix may be cut at multiples of 128 rows.
+ */
+MOELA_API int32_t moela_convert(const moela_weight_desc* desc, const void* data,
+                                uint64_t data_bytes, const void* scales, uint64_t scale_bytes,
+                                void* out, uint64_t out_bytes, void* out_scales,
+                                uint64_t out_scale_bytes, char* err, size_t err_len);
+
 /* ---- page pools: the latent cache ------------------------------------------------------------ */
 
 #define MOELA_PAGE_TOKENS 64

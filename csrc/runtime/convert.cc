@@ -1,8 +1,10 @@
 #include "runtime/convert.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "cpu/generate.h"
+#include "runtime/error.h"
 
 namespace moela {
 namespace {
@@ -60,3 +62,33 @@ void convert_rows(const moela_weight_desc& desc, const StoredMatrix& from, int64
 }
 
 }  // namespace moela
+
+int32_t moela_convert(const moela_weight_desc* desc, const void* data, uint64_t data_bytes,
+                      const void* scales, uint64_t scale_bytes, void* out, uint64_t out_bytes,
+                      void* out_scales, uint64_t out_scale_bytes, char* err, size_t err_len) {
+  using namespace moela;
+  return guard(err, err_len, [&] {
+    require(desc && desc->size == sizeof *desc && data && out, "nothing to convert");
+    const auto known = [](int32_t dtype) {
+      return dtype == MOELA_F32 || dtype == MOELA_BF16 || weight_has_scales(dtype);
+    };
+    require(known(desc->stored) || desc->stored == MOELA_F16, "converts weights");
+    require(known(desc->dtype), "weights run in f32, bf16, fp8, int8 or int4");
+    require(desc->count == 1 && desc->rows > 0 && desc->cols > 0 && desc->rows <= INT32_MAX &&
+                desc->cols <= INT32_MAX,
+            "converts one matrix");
+    const MatrixBytes from = matrix_bytes(desc->stored, desc->rows, desc->cols);
+    const MatrixBytes to = matrix_bytes(desc->dtype, desc->rows, desc->cols);
+    require(data_bytes == from.data && scale_bytes == from.scales && out_bytes == to.data &&
+                out_scale_bytes == to.scales,
+            "bytes do not fit the shape");
+    require((scales || !from.scales) && (out_scales || !to.scales), "scales are missing");
+    const StoredMatrix matrix{static_cast<const char*>(data), static_cast<const char*>(scales), 0};
+    std::vector<float> room(convert_room(*desc));
+    const int64_t block = convert_block(*desc);
+    for (int64_t row = 0; row < desc->rows; row += block) {
+      convert_rows(*desc, matrix, row, std::min(row + block, desc->rows), room.data(),
+                   static_cast<char*>(out), static_cast<char*>(out_scales));
+    }
+  });
+}

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "cpu/x86.h"
 #include "runtime/error.h"
 #include "runtime/host_memory.h"
 
@@ -17,9 +18,9 @@ const char* kernels_name(int32_t id) {
 std::vector<const Kernels*> host_kernels() {
   std::vector<const Kernels*> found;
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    found.push_back(&avx2_kernels());
-  }
+  if (x86_has_amx()) found.push_back(&amx_kernels());
+  if (x86_has_avx512()) found.push_back(&avx512_kernels());
+  if (x86_has_avx2()) found.push_back(&avx2_kernels());
 #endif
   found.push_back(&reference_kernels());
   return found;

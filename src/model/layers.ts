@@ -127,12 +127,14 @@ export function recordModel(
   // keys. Only the normed latent and the rotated shared key are cached.
   function attention(x: ValueRef, w: LayerWeights, layer: number): ValueRef {
     const { num_attention_heads: heads, qk_nope_head_dim } = config;
-    const q = "q" in w.query ? p.linear(x, w.query.q) : p.linear(
-      p.rmsNorm(p.linear(x, w.query.qA), w.query.qANorm, LATENT_NORM_EPS),
+    // Side by side, so that a device can do both at once.
+    const first = p.linear(x, "q" in w.query ? w.query.q : w.query.qA);
+    const latent = p.linear(x, w.kvA);
+    const q = "q" in w.query ? first : p.linear(
+      p.rmsNorm(first, w.query.qANorm, LATENT_NORM_EPS),
       w.query.qB,
     );
     p.rotary(q, table, heads, qk_nope_head_dim);
-    const latent = p.linear(x, w.kvA);
     p.cacheWrite(latent, table, w.kvANorm, layer, LATENT_NORM_EPS);
     const out = p.value(heads * config.v_head_dim);
     p.mlaAbsorbed(q, w.kvB, layer, config, softmaxScale, out);

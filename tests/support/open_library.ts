@@ -1,7 +1,13 @@
 /**
- * Opens the kernel library before any test runs: `deno test --doc --preload` of this file. The
- * library is never closed, and one that an example opened would count as a leak of that example.
+ * Opens the kernel libraries before any test runs: they are never closed, and one that a test opened
+ * would count as a leak of that test. Also for `deno test --doc --preload` of this file.
  */
-import { openLibrary } from "../../ffi/mod.ts";
+import { cudaWorks, openLibrary } from "../../ffi/mod.ts";
 
-openLibrary();
+/** The CPU's, and the CUDA one where it works. */
+export function openLibraries() {
+  openLibrary();
+  cudaWorks();
+}
+
+openLibraries();

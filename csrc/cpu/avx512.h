@@ -1,0 +1,210 @@
+// What the AVX-512 and AMX files share. Internal linkage: see avx2.h.
+#pragma once
+
+#include "packed_avx2.h"
+
+namespace moela {
+
+int64_t packed_bytes_avx512(int32_t dtype, int64_t m, int64_t k);
+void pack_avx512(int32_t dtype, int64_t m, int64_t k, const float* const* rows, char* out);
+void gemm_packed_avx512(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c,
+                        int64_t ldc, bool add);
+int64_t packed_bytes_amx(int32_t dtype, int64_t m, int64_t k);
+void pack_amx(int32_t dtype, int64_t m, int64_t k, const float* const* rows, char* out);
+void gemm_packed_amx(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c,
+                     int64_t ldc, bool add);
+
+namespace {
+
+// Rows of a weight that are taken together where many rows of the input use them.
+constexpr int64_t STRIP = 16;
+
+inline __m512i load512(const void* at) { return _mm512_loadu_si512(at); }
+
+// The first `count` lanes, all from 16 on.
+inline __mmask16 first_lanes16(int64_t count) {
+  return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1);
+}
+
+// Words of four bytes: lane j of rows[i] becomes lane i of rows[j].
+inline void transpose16(__m512i (&rows)[16]) {
+  __m512i two[16];
+  for (int i = 0; i < 16; i += 2) {
+    two[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    two[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  __m512i four[16];
+  for (int i = 0; i < 16; i += 4) {
+    four[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
+    four[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
+    four[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
+    four[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
+  }
+  // four[4 b + j]: of each quarter q of the columns, column 4 q + j of rows 4 b to 4 b + 3.
+  for (int j = 0; j < 4; j++) {
+    const __m512i low01 = _mm512_shuffle_i32x4(four[j], four[4 + j], 0x88);
+    const __m512i high01 = _mm512_shuffle_i32x4(four[j], four[4 + j], 0xdd);
+    const __m512i low23 = _mm512_shuffle_i32x4(four[8 + j], four[12 + j], 0x88);
+    const __m512i high23 = _mm512_shuffle_i32x4(four[8 + j], four[12 + j], 0xdd);
+    rows[j] = _mm512_shuffle_i32x4(low01, low23, 0x88);
+    rows[8 + j] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
+    rows[4 + j] = _mm512_shuffle_i32x4(high01, high23, 0x88);
+    rows[12 + j] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
+  }
+}
+
+// ---- few rows: sums of packed_avx2.h by VNNI ---------------------------------------------------
+
+struct VnniInt8 {
+  static constexpr int32_t DTYPE = MOELA_INT8;
+  static constexpr int64_t GROUP_BYTES = 128;
+  using Word = uint16_t;  // of scales
+
+  static __m256i sums(const char* const* rows, int64_t offset, const int8_t* q,
+                      const int16_t* eights, __m256i) {
+    __m256i x[4], all[ROWS];
+    for (int v = 0; v < 4; v++) x[v] = load256(q + v * 32);
+    const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x80));
+    for (int64_t j = 0; j < ROWS; j++) {
+      const char* from = rows[j] + offset;
+      all[j] = _mm256_setzero_si256();
+      // The unsigned operand is w + 128.
+      for (int v = 0; v < 4; v++) {
+        const __m256i w = _mm256_xor_si256(load256(from + v * 32), flip);
+        all[j] = _mm256_dpbusd_epi32(all[j], w, x[v]);
+      }
+    }
+    const int32_t excess = 16 * (eights[0] + eights[1] + eights[2] + eights[3]);
+    return _mm256_sub_epi32(lane_sums8(all), _mm256_set1_epi32(excess));
+  }
+  static __m256i scale_bits(__m256i words) { return _mm256_slli_epi32(words, 16); }
+};
+
+// WIDE_FACTORS[f] is f in all lanes of four bytes.
+struct WideFactorTable {
+  alignas(32) int32_t lanes[16][8];
+  constexpr WideFactorTable() : lanes() {
+    for (int f = 0; f < 16; f++) {
+      for (int i = 0; i < 8; i++) lanes[f][i] = f;
+    }
+  }
+};
+constexpr WideFactorTable WIDE_FACTORS;
+
+struct VnniInt4 {
+  static constexpr int32_t DTYPE = MOELA_INT4;
+  static constexpr int64_t GROUP_BYTES = 64;
+  using Word = uint32_t;
+
+  static __m256i factor(uint32_t word, int i) {
+    // Bytes into the table: 32 a factor.
+    const uint32_t at = (word >> (16 + 4 * i - 5)) & 0x1e0;
+    return _mm256_load_si256(
+        reinterpret_cast<const __m256i*>(reinterpret_cast<const char*>(WIDE_FACTORS.lanes) + at));
+  }
+  static __m256i sums(const char* const* rows, int64_t offset, const int8_t* q,
+                      const int16_t* eights, __m256i words) {
+    alignas(32) uint32_t word[ROWS];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(word), words);
+    __m256i x[4], all[ROWS];
+    for (int v = 0; v < 4; v++) x[v] = load256(q + v * 32);
+    const __m256i mask = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    for (int64_t j = 0; j < ROWS; j++) {
+      const char* from = rows[j] + offset;
+      const __m256i first = load256(from), second = load256(from + 32);
+      const __m256i nibbles[4] = {_mm256_and_si256(first, mask),
+                                  _mm256_and_si256(_mm256_srli_epi16(first, 4), mask),
+                                  _mm256_and_si256(second, mask),
+                                  _mm256_and_si256(_mm256_srli_epi16(second, 4), mask)};
+      // Fours are at most 4 * 15 * 127: they fit the lower halves that madd multiplies.
+      __m256i fours[4];
+      for (int v = 0; v < 4; v++) {
+        fours[v] = _mm256_madd_epi16(_mm256_dpbusd_epi32(zero, nibbles[v], x[v]),
+                                     factor(word[j], v));
+      }
+      all[j] = _mm256_add_epi32(_mm256_add_epi32(fours[0], fours[1]),
+                                _mm256_add_epi32(fours[2], fours[3]));
+    }
+    return _mm256_sub_epi32(lane_sums8(all), int4_excess(words, eights));
+  }
+  static __m256i scale_bits(__m256i words) { return _mm256_slli_epi32(words, 16); }
+};
+
+// ---- a group of 16 rows of a weight as int8 ----------------------------------------------------
+
+// NIBBLE_PRODUCTS[f][i] = (i - 8) f.
+struct NibbleProducts {
+  alignas(16) int8_t lanes[16][16];
+  constexpr NibbleProducts() : lanes() {
+    for (int f = 0; f < 16; f++) {
+      for (int i = 0; i < 16; i++) lanes[f][i] = static_cast<int8_t>((i - 8) * f);
+    }
+  }
+};
+constexpr NibbleProducts NIBBLE_PRODUCTS;
+
+// 128 values q * factor of INT4.
+inline void unpack_int4_512(const char* from, uint32_t word, int8_t* to) {
+  const __m512i mask = _mm512_set1_epi8(15);
+  const __m512i bytes = load512(from);
+  const auto table = [&](int first, int second) {
+    const auto half = [&](int i) {
+      return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(
+          NIBBLE_PRODUCTS.lanes[word >> (16 + 4 * i) & 15])));
+    };
+    return _mm512_inserti64x4(_mm512_castsi256_si512(half(first)), half(second), 1);
+  };
+  const __m512i even = _mm512_shuffle_epi8(table(0, 2), _mm512_and_si512(bytes, mask));
+  const __m512i odd = _mm512_shuffle_epi8(
+      table(1, 3), _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask));
+  _mm512_storeu_si512(to, _mm512_shuffle_i64x2(even, odd, 0x44));
+  _mm512_storeu_si512(to + 64, _mm512_shuffle_i64x2(even, odd, 0xee));
+}
+
+// Where 16 rows of a group lie as int8 [128], rows `stride` bytes apart, and their scales.
+struct StripGroup {
+  const int8_t* values;
+  int64_t stride;
+  alignas(64) float scales[STRIP];
+};
+
+// Rows [row, row + 16) of INT8 or INT4; from b's `rows` on they are zero. In place where that can
+// be, else in `room` [16][128].
+template <class W>
+void strip_group(const WeightRows& b, int64_t row, int64_t rows, int64_t g, int8_t* room,
+                 StripGroup& group) {
+  const int64_t row_bytes = weight_row_bytes(W::DTYPE, b.cols);
+  const int64_t scale_bytes = scale_row_bytes(W::DTYPE, b.cols);
+  const int64_t offset = g * W::GROUP_BYTES;
+  const bool whole = offset + W::GROUP_BYTES <= row_bytes;
+  const bool in_place = W::DTYPE == MOELA_INT8 && whole && rows >= STRIP;
+  const char* from = b.data + row * row_bytes + offset;
+  group.values = in_place ? reinterpret_cast<const int8_t*>(from) : room;
+  group.stride = in_place ? row_bytes : GROUP;
+  for (int64_t j = 0; j < STRIP; j++) {
+    int8_t* to = room + j * GROUP;
+    if (j >= rows) {
+      group.scales[j] = 0;
+      memset(to, 0, GROUP);
+      continue;
+    }
+    const uint32_t word = load_at<typename W::Word>(b.scales + (row + j) * scale_bytes, g);
+    group.scales[j] = bf16_to_f32(static_cast<uint16_t>(word));
+    if (in_place) continue;
+    const char* values = from + j * row_bytes;
+    char tail[W::GROUP_BYTES];
+    if (!whole) {
+      memset(tail, 0, sizeof tail);
+      memcpy(tail, values, row_bytes - offset);
+      values = tail;
+    }
+    if (W::DTYPE == MOELA_INT4) {
+      unpack_int4_512(values, word, to);
+    } else {
+      memcpy(to, values, GROUP);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace moela

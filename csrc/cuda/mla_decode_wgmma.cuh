@@ -1,0 +1,273 @@
+// The parts of mla_decode_wgmma.cu: what a block's warpgroups share, how rows become items, and how
+// pages reach shared memory. Included there alone.
+#pragma once
+
+#include "cuda/barrier.cuh"
+#include "cuda/cache_read.cuh"
+#include "cuda/mla_decode.cuh"
+#include "cuda/mla_weight.cuh"
+#include "cuda/wgmma_mma.cuh"
+
+namespace moela::cuda {
+
+namespace {
+
+constexpr int GROUP = 128;  // threads of a warpgroup
+constexpr int THREADS = 3 * GROUP;
+constexpr int R = MLA_FAST_R, DR = MLA_FAST_DR, WIDTH = R + DR;
+constexpr int HEADS = MLA_WIDE_TILE;
+[[maybe_unused]] constexpr int KEYS = MOELA_PAGE_TOKENS;
+constexpr int BLOCKS = WIDTH / 64;  // of 64 columns
+constexpr int BLOCK = 64 * 128;     // bytes of such a block of 64 rows
+constexpr int STAGES = 2;
+constexpr int PLAN_ROWS = 128;
+[[maybe_unused]] constexpr float LOG2E = 1.44269504088896341f;
+
+struct Shared {
+  alignas(1024) char q[BLOCKS * BLOCK];
+  alignas(1024) char pages[STAGES][BLOCKS * BLOCK];
+  alignas(1024) char weights[BLOCK];
+  float factors[HEADS];
+  float sums[HEADS];
+  uint64_t full[STAGES], empty[STAGES];
+  int pages_each;  // of an item, where rows share the device evenly
+  // The plan: rows of the chunk at hand, and items before each.
+  int keys[PLAN_ROWS], page[PLAN_ROWS], slot[PLAN_ROWS];
+  uint16_t first[PLAN_ROWS + 1];
+  uint8_t pool[PLAN_ROWS];
+};
+static_assert(sizeof(Shared) <= 232448, "");
+
+// Pages of a row for a tile of heads.
+struct Item {
+  int row, keys, page, pool, slot, begin, end, head;
+};
+
+// Of each row, for the merge: its splits and its first slot.
+struct RowSlots {
+  int splits, slot;
+};
+[[maybe_unused]] __device__ __forceinline__ RowSlots* row_slots(const MlaDecodeArgs& a) {
+  return reinterpret_cast<RowSlots*>(a.scratch + a.slots.rows_offset);
+}
+[[maybe_unused]] __device__ __forceinline__ float* slot_at(const MlaDecodeArgs& a, int slot,
+                                                           int tile, int tiles) {
+  return reinterpret_cast<float*>(a.scratch + a.slots.slots_offset) +
+         (int64_t(slot) * tiles + tile) * a.slots.slot_floats;
+}
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// d [64, 256] += a [64, 16] b [16, 256]: b is read along its rows.
+__device__ __forceinline__ void wgmma_values(float (&d)[128], uint64_t a, uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" MOELA_S256
+               "}, %128, %129, 1, 1, 1, 0, 1;\n"
+               : MOELA_D256(d)
+               : "l"(a), "l"(b));
+}
+// Rows of 64 keys in blocks of 64 columns; the product runs along the rows.
+__device__ __forceinline__ uint64_t values_descriptor(uint32_t address) {
+  return uint64_t{(address & 0x3FFFF) >> 4} | uint64_t{BLOCK >> 4} << 16 |
+         uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+
+template <int N>
+__device__ __forceinline__ void registers_inc() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N>
+__device__ __forceinline__ void registers_dec() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int ID>
+__device__ __forceinline__ void sync_computing() {
+  asm volatile("bar.sync %0, 256;" ::"n"(ID) : "memory");
+}
+__device__ __forceinline__ void arrive_computing(int id) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory");
+}
+__device__ __forceinline__ float power2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// One warp plans rows [begin, end). Loads of all rows are on their way at once.
+__device__ __noinline__ void plan_rows(const MlaDecodeArgs& a, int begin, int end, int n_rows,
+                                       int tiles, int& slots, Shared& s) {
+  constexpr int EACH = PLAN_ROWS / 32;
+  const int lane = threadIdx.x % 32;
+  const bool even = a.splits.parts == 0;
+  int keys[EACH], segment[EACH];
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    const int row = begin + 32 * i + lane;
+    keys[i] = row < end ? a.step.positions[row] + 1 : 0;
+    segment[i] = row < end ? a.step.row_segment[row] : 0;
+  }
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    if (begin + 32 * i + lane >= end) continue;
+    s.keys[32 * i + lane] = keys[i];
+    s.page[32 * i + lane] = a.step.segments[segment[i]].page;
+    s.pool[32 * i + lane] = a.step.segments[segment[i]].pool;
+  }
+  if (begin == 0 && even) {
+    int total = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) total += (keys[i] + KEYS - 1) / KEYS;
+    for (int row = PLAN_ROWS + lane; row < n_rows; row += 32) {
+      total += a.step.positions[row] / KEYS + 1;
+    }
+    total = __reduce_add_sync(~0u, total);
+    if (lane == 0) s.pages_each = (total * tiles + gridDim.x - 1) / gridDim.x;
+    __syncwarp();
+  }
+  int items = 0;
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    const int row = begin + 32 * i + lane;
+    int splits = 0;
+    if (row < end) {
+      const int length = even ? s.pages_each * KEYS : mla_split_keys(a.splits, keys[i]);
+      splits = (keys[i] + length - 1) / length;
+    }
+    int sum = splits > 1 ? splits : 0;
+    const int own = sum;
+#pragma unroll
+    for (int j = 1; j < 32; j *= 2) {
+      const int other = __shfl_up_sync(~0u, sum, j);
+      if (lane >= j) sum += other;
+    }
+    const int slot = slots + sum - own;
+    slots += __shfl_sync(~0u, sum, 31);
+    // No room: the row is one split.
+    if (slot + own > a.slots.capacity && splits > 1) splits = 1;
+    int count = splits;
+#pragma unroll
+    for (int j = 1; j < 32; j *= 2) {
+      const int other = __shfl_up_sync(~0u, count, j);
+      if (lane >= j) count += other;
+    }
+    if (row < end) {
+      s.first[row - begin] = items + count - splits;
+      s.slot[row - begin] = splits > 1 ? slot : -1;
+      if (blockIdx.x == 0 && a.slots.capacity > 0) row_slots(a)[row] = {splits, slot};
+    }
+    items += __shfl_sync(~0u, count, 31);
+  }
+  if (lane == 0) s.first[end - begin] = items;
+}
+
+__device__ __forceinline__ Item item_at(const MlaDecodeArgs& a, const Shared& s, int index,
+                                        int tiles, int row_begin, int rows) {
+  const int item = index / tiles;
+  int low = 0, high = rows - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (s.first[middle] <= item)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  const int keys = s.keys[low], slot = s.slot[low];
+  const int pages = (keys + KEYS - 1) / KEYS;
+  const int each = slot < 0              ? pages
+                   : a.splits.parts == 0 ? s.pages_each
+                                         : mla_split_keys(a.splits, keys) / KEYS;
+  const int split = item - s.first[low];
+  return {row_begin + low,
+          keys,
+          s.page[low],
+          s.pool[low],
+          slot < 0 ? -1 : slot + split,
+          split * each,
+          min(pages, (split + 1) * each),
+          index % tiles * HEADS};
+}
+
+struct Ring {
+  int stage = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage == STAGES) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// A page's rows of a type with scales as bf16, by the copying warpgroup.
+template <int DTYPE>
+__device__ __forceinline__ void convert_page(char* to, const char* from, int rows) {
+  constexpr int ROW_BYTES = DTYPE == MOELA_INT6 ? WIDTH / 4 * 3 : WIDTH;
+  const int piece = threadIdx.x % 8, first = threadIdx.x % GROUP / 8;
+  const uint8_t* codes = reinterpret_cast<const uint8_t*>(from + KEYS * ROW_BYTES);
+#pragma unroll 1
+  for (int i = 0; i < 4; i++) {
+    const int row = 16 * i + first;
+    char* own = to + row * 128 + ((piece ^ (row % 8)) << 4);
+    if (row >= rows) {
+#pragma unroll
+      for (int b = 0; b < BLOCKS; b++) *reinterpret_cast<uint4*>(own + b * BLOCK) = {0, 0, 0, 0};
+      continue;
+    }
+    const float scale = cache_scale(codes[2 * row]), key_scale = cache_scale(codes[2 * row + 1]);
+    CacheEight<DTYPE> eights[BLOCKS];
+#pragma unroll
+    for (int b = 0; b < BLOCKS; b++) eights[b].load(from + row * ROW_BYTES, 64 * b + 8 * piece);
+#pragma unroll
+    for (int b = 0; b < BLOCKS; b++) {
+      *reinterpret_cast<uint4*>(own + b * BLOCK) =
+          cache_bf16<DTYPE>(eights[b], b == BLOCKS - 1 ? key_scale : scale);
+    }
+  }
+}
+
+__device__ __forceinline__ void copy_item(const MlaDecodeArgs& a, const Item& item, Ring& ring,
+                                          Shared& s) {
+  const PagePool& pool = a.step.pools[item.pool];
+  const int dtype = pool.dtype;
+  if (dtype == MOELA_F32) return;
+  const char* base = pool.base + a.layer * pool.layer_bytes;
+  const int64_t page_bytes = pool.page_bytes;
+  const int* pages = a.step.pages + item.page;
+  int page = pages[item.begin];
+  for (int i = item.begin; i < item.end; i++) {
+    const char* from = base + page * page_bytes;
+    if (i + 1 < item.end) page = pages[i + 1];
+    const int rows = min(KEYS, item.keys - i * KEYS);
+    const uint32_t full = shared_address(&s.full[ring.stage]);
+    barrier_wait(shared_address(&s.empty[ring.stage]), ring.phase ^ 1);
+    if (dtype == MOELA_BF16) {
+      const int piece = threadIdx.x % 8, first = threadIdx.x % GROUP / 8;
+      const uint32_t to =
+          shared_address(s.pages[ring.stage]) + first * 128 + ((piece ^ (first % 8)) << 4);
+      from += first * (2 * WIDTH) + piece * 16;
+#pragma unroll
+      for (int b = 0; b < BLOCKS; b++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          copy16(to + b * BLOCK + j * 16 * 128, from + j * 16 * (2 * WIDTH) + b * 128,
+                 16 * j + first < rows);
+        }
+      }
+      barrier_arrive_copies(full);
+    } else {
+      if (dtype == MOELA_FP8)
+        convert_page<MOELA_FP8>(s.pages[ring.stage], from, rows);
+      else if (dtype == MOELA_INT8)
+        convert_page<MOELA_INT8>(s.pages[ring.stage], from, rows);
+      else
+        convert_page<MOELA_INT6>(s.pages[ring.stage], from, rows);
+      fence_async_proxy();
+      barrier_arrive(full);
+    }
+    ring.next();
+  }
+}
+#endif
+
+}  // namespace
+
+}  // namespace moela::cuda

@@ -1,0 +1,210 @@
+#include "cuda/runtime_model.h"
+
+#include <algorithm>
+
+#include "cuda/fuse.h"
+#include "cuda/launch.h"
+#include "cuda/mla_decode_plan.h"
+#include "cuda/mla_prefill_plan.h"
+#include "cuda/runtime_run.h"
+#include "cuda/scratch.h"
+#include "runtime/error.h"
+
+namespace moela::cuda {
+namespace {
+
+// Addresses are free; these are more than any step needs.
+constexpr uint64_t MANY = uint64_t{1} << 33;
+// Splits of mla_decode in flight: several for each multiprocessor.
+constexpr int64_t DECODE_SPLITS = 512;
+// For the operations that want little.
+constexpr uint64_t SCRATCH = uint64_t{4} << 20;
+
+}  // namespace
+
+Inputs::Inputs(int64_t rows) : rows(rows) {
+  int64_t end = 0;
+  const auto take = [&](int64_t size) {
+    const int64_t begin = end;
+    end += (size + 255) / 256 * 256;
+    return begin;
+  };
+  state = take(sizeof(StepState));
+  n_drawn = take(4);
+  counts = take(rows * sizeof(Counts));
+  tokens = take(rows * 4);
+  positions = take(rows * 4);
+  row_segment = take(rows * 4);
+  segments = take(rows * sizeof(moela_segment));
+  logit_rows = take(rows * 4);
+  targets = take(rows * 4);
+  original = take(rows * 4);
+  samplings = take(rows * sizeof(moela_sampling));
+  bytes = end;
+}
+
+void Recorded::destroy() {
+  for (cudaGraphExec_t graph : {layers, step, advancing}) {
+    if (graph) cudaGraphExecDestroy(graph);
+  }
+  layers = step = advancing = nullptr;
+}
+
+CudaBackend::CudaBackend(moela_model& model, CudaDevice& device)
+    : model(model),
+      device((device.select(), device)),
+      pages(device.index, MANY, "page tables of a step", true),
+      aux(device.index, MANY, "what a step draws by", true),
+      entries(device.index, MANY, "tokens drawn", true),
+      drawn(device.index, MANY, "tokens drawn", true),
+      logprobs(device.index, MANY, "log-probabilities", true),
+      decode_scratch(device.index, MANY * 4, "scratch memory of attention"),
+      prefill_scratch(device.index, MANY * 4, "scratch memory of attention"),
+      scratch(device.index, MANY, "scratch memory", true),
+      fused(device.index, MANY, "scratch memory", true),
+      pools(device.index, MAX_POOLS * sizeof(PagePool), "the pools' list") {
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+  for (cudaEvent_t& event : windows) {
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+  }
+  for (cudaEvent_t& event : uploaded_) {
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+  }
+  report.need(REPORTS * REPORT_WORDS * 4);
+  scratch.grow(SCRATCH);
+}
+
+CudaBackend::~CudaBackend() {
+  cudaSetDevice(device.index);
+  if (stream) cudaStreamSynchronize(stream);
+  for (Prepared& program : prepared) drop_recorded(program);
+  for (cudaEvent_t event : windows) {
+    if (event) cudaEventDestroy(event);
+  }
+  for (cudaEvent_t event : uploaded_) {
+    if (event) cudaEventDestroy(event);
+  }
+  if (stream) cudaStreamDestroy(stream);
+  cudaGetLastError();
+}
+
+void CudaBackend::check_alive() {
+  if (lost_) throw Error(MOELA_ERR_DEVICE, "the GPU has failed, and the model is lost");
+  device.select();
+}
+
+void CudaBackend::pool_added(const moela::Pool& pool) {
+  const size_t id = model.pools.size() - 1;
+  require(id < MAX_POOLS, "a model has at most 64 pools on a GPU");
+  const moela::PagePool& view = pool.view;
+  const PagePool mine = {view.dtype,       view.layers,        view.kv_lora_rank,
+                         view.qk_rope_head_dim, view.row_bytes(), view.layer_bytes(),
+                         view.page_bytes(), view.base};
+  device.copy_in(reinterpret_cast<PagePool*>(pools.data()) + id, &mine, sizeof mine);
+}
+
+void CudaBackend::drop_recorded(Prepared& program) {
+  for (auto& [bucket, recorded] : program.recorded) recorded.destroy();
+  program.recorded.clear();
+}
+
+const Inputs& CudaBackend::inputs_for(int64_t rows) {
+  std::unique_ptr<Inputs>& inputs = rows <= DECODE_CAPACITY ? small : large;
+  if (!inputs || inputs->rows < rows) {
+    auto made = std::make_unique<Inputs>(std::max<int64_t>(rows, DECODE_CAPACITY));
+    made->memory = std::make_unique<CudaMemory>(device.index, made->bytes, "a step's rows");
+    inputs = std::move(made);
+  }
+  return *inputs;
+}
+
+namespace {
+
+bool rounds_inputs(const moela::Weight& weight) {
+  return weight.dtype == MOELA_BF16 || weight.dtype == MOELA_FP8;
+}
+
+// F32 everywhere but where the only readers are products that round to bf16 anyway.
+std::vector<int32_t> value_dtypes(const Program& program, const std::vector<StoredWeight>& weights) {
+  std::vector<int32_t> dtypes;
+  for (const PlannedValue& value : program.values) {
+    const bool made = value.producer >= 0 && !value.value.keep;
+    bool ok = false;
+    if (made && value.value.dtype == MOELA_F32) {
+      const int32_t kind = program.ops[value.producer].kind;
+      ok = kind == MOELA_OP_RMS_NORM || kind == MOELA_OP_GATE_UP || kind == MOELA_OP_MLA_EXPAND ||
+           kind == MOELA_OP_MLA_PREFILL;
+    }
+    dtypes.push_back(ok ? MOELA_BF16 : value.value.dtype);
+  }
+  for (const moela_op& op : program.ops) {
+    for (int i = 0; i < 4; i++) {
+      const int32_t id = op.in[i];
+      if (id < 0 || dtypes[id] != MOELA_BF16) continue;
+      const bool product = i == 0 && (op.kind == MOELA_OP_LINEAR || op.kind == MOELA_OP_GATE_UP ||
+                                      op.kind == MOELA_OP_EXPERT_DOWN);
+      if (!product || !rounds_inputs(weights[op.weight[0]].view)) dtypes[id] = MOELA_F32;
+    }
+  }
+  return dtypes;
+}
+
+}  // namespace
+
+Prepared& CudaBackend::prepare(int32_t id) {
+  for (size_t i = weights.size(); i < model.weights.size(); i++) {
+    const StoredWeight& stored = model.weights[i];
+    const auto& view = stored.view;
+    weights.push_back({view.dtype, static_cast<int32_t>(view.parts.size()), view.rows, view.cols,
+                       static_cast<const char*>(view.parts[0]), stored.part_bytes,
+                       view.scales.empty() ? nullptr : static_cast<const char*>(view.scales[0]),
+                       stored.scale_part_bytes});
+  }
+  if (static_cast<size_t>(id) >= prepared.size()) prepared.resize(id + 1);
+  Prepared& mine = prepared[id];
+  const Program& program = model.programs[id];
+  if (mine.dtypes.empty() && !program.values.empty()) {
+    mine.dtypes = value_dtypes(program, model.weights);
+    const bool keeps =
+        std::any_of(program.values.begin(), program.values.end(),
+                    [](const PlannedValue& value) { return value.value.keep != 0; });
+    mine.recordable = !program.has_projected && program.kv_lora_rank > 0 && !keeps &&
+                      program.desc.max_rows <= DECODE_CAPACITY;
+    fused.grow(fused_bytes(program));
+    for (const moela_op& op : program.ops) {
+      if (op.kind == MOELA_OP_MLA_DECODE) {
+        decode_scratch.grow(mla_slots_bytes(DECODE_SPLITS, op.n[1], MLA_HEAD_TILE, op.n[2]));
+      } else if (op.kind == MOELA_OP_MLA_PREFILL) {
+        const MlaPrefillShape shape = {op.n[1], op.n[2], op.n[3], op.n[4], op.n[5]};
+        const bool fast = device.hopper && weights[op.weight[0]].dtype != MOELA_F32;
+        prefill_scratch.grow(std::max(mla_prefill_scratch(shape, program.desc.max_rows, false),
+                                      mla_prefill_scratch(shape, program.desc.max_rows, fast)));
+      } else if (op.kind == MOELA_OP_SAMPLE || op.kind == MOELA_OP_LOGPROB) {
+        scratch.grow(std::max(sample_scratch(op.n[0], program.desc.max_logits),
+                              logprob_scratch(op.n[0], program.desc.max_logits)));
+      }
+    }
+  }
+  // The workspace moves when a larger program is added.
+  const char* workspace = model.workspace ? model.workspace->data() : nullptr;
+  if (mine.workspace != workspace) {
+    drop_recorded(mine);
+    mine.workspace = workspace;
+  }
+  return mine;
+}
+
+void CudaBackend::run(const Program& program, const StepArguments& arguments, Control& control) {
+  check_alive();
+  try {
+    Run(*this, program, arguments, control).run();
+  } catch (...) {
+    // Nothing of this call may still be under way; an error that stays is the context's end.
+    const cudaError_t error = cudaStreamSynchronize(stream);
+    cudaGetLastError();
+    if (error != cudaSuccess && cudaStreamSynchronize(stream) != cudaSuccess) lost_ = true;
+    throw;
+  }
+}
+
+}  // namespace moela::cuda

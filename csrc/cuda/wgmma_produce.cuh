@@ -1,0 +1,89 @@
+// The producers of a wgmma product: one warpgroup that brings weights by the copy engine, each
+// block its share of what its cluster needs, and gathers rows, 16 bytes a thread.
+#pragma once
+
+#include "cuda/wgmma_tables.cuh"
+
+namespace moela::cuda {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Brings the operands of all tiles of this block, with 128 threads.
+template <int MB, bool GATED, bool F32, int CLUSTER>
+__device__ __forceinline__ void wgmma_produce(const CUtensorMap& map, const WgmmaProblem& p,
+                                              WgmmaTables& tables, WgmmaRing ring) {
+  constexpr int ROUNDS = WGMMA_WIDEST<MB> / 16;
+  constexpr int ELEMENT = F32 ? 4 : 2;
+  constexpr int SHARE = MB * 128 / CLUSTER;  // features that this block brings to its cluster
+  constexpr uint16_t MASK = CLUSTER == 1 ? 0 : (1 << CLUSTER) - 1;
+  const int rank = CLUSTER == 1 ? 0 : cluster_rank();
+  const int thread = threadIdx.x;
+  const int chunk = thread % 8;
+  const int row = thread / 8;
+  const uint32_t place = MB * 16384 + row * 128 + ((chunk ^ (row % 8)) * 16);
+  const int blocks = (p.k + WGMMA_K - 1) / WGMMA_K;
+  const int row_chunks = p.k / 8;
+  const int32_t* slots = p.plan == nullptr ? nullptr : p.plan + p.experts + 1;
+  const int tiles = tables.ends[p.experts - 1];
+  TileWalk<CLUSTER> walk{tables.first, tables.rows, tables.width, tables.ends, rank};
+  for (int t = blockIdx.x / CLUSTER; t < tiles; t += gridDim.x / CLUSTER) {
+    const Tile tile = walk.at(t);
+    int32_t from[ROUNDS];
+#pragma unroll
+    for (int i = 0; i < ROUNDS; i++) {
+      const int r = i * 16 + row;
+      int index = tile.first + max(0, min(r, tile.rows - 1));
+      if (slots != nullptr) index = slots[index] / p.in_divisor;
+      from[i] = index * row_chunks + chunk;
+    }
+    for (int block = 0; block < blocks; block++) {
+      const uint32_t full = shared_address(&tables.full[ring.stage]);
+      barrier_wait(shared_address(&tables.empty[ring.stage]), ring.parity ^ 1);
+      const uint32_t to = ring.address();
+      if (thread == 0) {
+        barrier_arrive_expect(full, MB * 16384);
+        if constexpr (GATED) {
+          tensor_copy(to + rank * SHARE * 128, &map, full, MASK, block * WGMMA_K, 0, 0,
+                      (tile.strip * MB * 128 + rank * SHARE) / 16, tile.expert);
+        } else {
+          tensor_copy(to + rank * SHARE * 128, &map, full, MASK, block * WGMMA_K,
+                      tile.strip * MB * 128 + rank * SHARE, tile.expert);
+        }
+      }
+      const bool valid = block * 8 + chunk < row_chunks;
+      const char* in = static_cast<const char*>(p.in) +
+                       (valid ? static_cast<int64_t>(block) * WGMMA_K * ELEMENT : 0);
+#pragma unroll
+      for (int i = 0; i < ROUNDS; i++) {
+        // Rows past the tile's last repeat it up to the instruction's width.
+        if (i * 16 >= tile.rows) break;
+        const char* source = in + static_cast<int64_t>(from[i]) * (8 * ELEMENT);
+        if constexpr (F32) {
+          uint4 packed{};
+          if (valid) {
+            const float4 a = *reinterpret_cast<const float4*>(source);
+            const float4 b = *reinterpret_cast<const float4*>(source + 16);
+            packed = {pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y),
+                      pack_bf16(b.z, b.w)};
+          }
+          asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + place + i * 2048),
+                       "r"(packed.x), "r"(packed.y), "r"(packed.z), "r"(packed.w)
+                       : "memory");
+        } else {
+          copy16(to + place + i * 2048, source, valid);
+        }
+      }
+      if constexpr (F32) {
+        fence_async_proxy();
+        barrier_arrive(full);
+      } else {
+        barrier_arrive_copies(full);
+      }
+      ring.advance();
+    }
+  }
+}
+
+#endif
+
+}  // namespace moela::cuda

@@ -1,0 +1,133 @@
+// What a block of the wgmma products knows: the problem, the schedule of its tiles and its barriers
+// in shared memory, and the ring of stages through which operands pass.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "cuda/launch.h"
+#include "cuda/tma.cuh"
+#include "cuda/wgmma_schedule.h"
+
+namespace moela::cuda {
+
+constexpr int WGMMA_K = 64;  // of a stage: 128 bytes a row
+constexpr int WGMMA_THREADS = 384;
+constexpr int WGMMA_EXPERTS = 256;
+constexpr int WGMMA_STAGES = 8;  // at most; as many as fit the launch's widest tile
+template <int MB>
+constexpr int WGMMA_STORE_ROWS = 32 / MB;  // rows that a consumer lays out at a time
+constexpr int WGMMA_PRODUCER_REGISTERS = 40;
+constexpr int WGMMA_CONSUMER_REGISTERS = 232;
+
+template <int MB>
+constexpr int WGMMA_WIDEST = MB == 1 ? 256 : 192;  // rows of a tile at most
+
+struct WgmmaProblem {
+  const Counts* counts;
+  const int32_t* plan;  // or NULL: rows through part 0
+  int32_t experts;      // 1 without a plan
+  int32_t top_k;
+  int32_t in_divisor;  // slot / in_divisor is its row of `in`
+  int32_t n;           // features of `out`
+  int32_t k;
+  int32_t strips;    // tiles of features
+  int32_t up_first;  // GATED: the map's pairs are up, gate
+  int32_t out_bf16;
+  int32_t widest;  // rows of a tile at most
+  const void* in;
+  const float* residual;
+  void* out;
+};
+
+struct WgmmaTables {
+  uint64_t full[WGMMA_STAGES];
+  uint64_t empty[WGMMA_STAGES];
+  int32_t first[WGMMA_EXPERTS];  // index of an expert's first projected slot, or the first row
+  int32_t rows[WGMMA_EXPERTS];
+  int32_t width[WGMMA_EXPERTS];
+  int32_t ends[WGMMA_EXPERTS];  // tiles of this expert and those before it
+  int32_t widest;
+  int32_t out_rows[2][2][256];  // of a consumer's tile; two tiles in turn
+};
+
+// Shared memory: stages, where consumers lay out their results, the tables.
+constexpr int WGMMA_SHARED = 227 * 1024;
+template <int MB>
+constexpr int WGMMA_STORE = WGMMA_STORE_ROWS<MB> * (64 * MB + 4) * 4;  // of a consumer
+template <int MB>
+constexpr int WGMMA_RING =
+    (WGMMA_SHARED - 2 * WGMMA_STORE<MB> - static_cast<int>(sizeof(WgmmaTables))) / 1024 * 1024;
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// The columns of the instruction that takes so many rows.
+__device__ __forceinline__ int wgmma_width(int rows) {
+  return rows <= 16 ? 16 : (rows + 15) / 16 * 16;
+}
+
+// Fills the tables of the schedule; all threads.
+template <int CLUSTER>
+__device__ __forceinline__ void wgmma_schedule(const WgmmaProblem& p, WgmmaTables& tables) {
+  const int begin = p.counts->n_absorbed;
+  const int end = p.counts->n_rows;
+  for (int e = threadIdx.x; e < p.experts; e += WGMMA_THREADS) {
+    RowTiles cut;
+    int first = begin;
+    int rows = end - begin;
+    if (p.plan != nullptr) {
+      const int last = p.plan[e + 1];
+      first = first_slot(p.plan + p.experts + 1, p.plan[e], last, begin, p.top_k);
+      rows = last - first;
+      cut = cut_expert(rows, p.widest, CLUSTER);
+    } else {
+      cut = cut_matrix(rows, p.widest, CLUSTER, p.strips, gridDim.x);
+    }
+    tables.first[e] = first;
+    tables.rows[e] = rows;
+    tables.width[e] = cut.width;
+    tables.ends[e] = cut.count * p.strips;
+    if (cut.count > 0) atomicMax(&tables.widest, wgmma_width(cut.width));
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    int before = 0;
+    for (int base = 0; base < p.experts; base += 32) {
+      const int e = base + threadIdx.x;
+      int sum = e < p.experts ? tables.ends[e] : 0;
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const int other = __shfl_up_sync(~0u, sum, distance);
+        if (static_cast<int>(threadIdx.x) >= distance) sum += other;
+      }
+      sum += before;
+      if (e < p.experts) tables.ends[e] = sum;
+      before = __shfl_sync(~0u, sum, 31);
+    }
+  }
+  __syncthreads();
+}
+
+// Stages in turn, and the parity of the phase that each is in.
+struct WgmmaRing {
+  uint32_t base;
+  int32_t stage_bytes;
+  int32_t stages;
+  int32_t stage = 0;
+  uint32_t parity = 0;
+
+  __device__ __forceinline__ uint32_t address() const { return base + stage * stage_bytes; }
+  __device__ __forceinline__ void advance() {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+#endif
+
+}  // namespace moela::cuda

@@ -1,0 +1,23 @@
+/** What products on CUDA and in AMX take their inputs as. */
+import type { KernelSetName } from "../../ffi/mod.ts";
+import { fromBf16, toBf16 } from "./numbers.ts";
+import type { Floats } from "./ops.ts";
+
+/** Half a unit in the last place of bf16, relative. */
+export const BF16_ROUNDING = 2 ** -9;
+
+const onCuda = (kernels: KernelSetName) =>
+  kernels === "generic" || kernels === "sm90";
+
+/** Whether a product with weights (or a cache) of this type rounds its input to bf16. */
+export function roundsInput(kernels: KernelSetName, type: string): boolean {
+  if (kernels === "amx") return type === "bf16";
+  return onCuda(kernels) && (type === "bf16" || type === "fp8");
+}
+
+/** The input as a product with such weights takes it. */
+export function taken(x: Floats, kernels: KernelSetName, type: string): Floats {
+  return roundsInput(kernels, type)
+    ? x.map((value) => fromBf16(toBf16(value)))
+    : x;
+}

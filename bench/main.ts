@@ -3,7 +3,9 @@
  * memory's bandwidth that is. Prints a table and writes bench/results/NAME.csv. Without arguments:
  * models/nano.
  */
-import type { Model } from "../mod.ts";
+import type { WeightDType } from "../ffi/mod.ts";
+import type { CacheType, Model } from "../mod.ts";
+import { filledCache } from "./fill.ts";
 import {
   median,
   peakRss,
@@ -24,79 +26,111 @@ import { bytesPerToken } from "./traffic.ts";
 /** One thing that is measured. */
 interface Phase {
   phase: "decode" | "prefill";
-  /** Tokens of the clock. */
+  /** Tokens of the clock, of each request. */
   tokens: number;
   /** Tokens that are there before. */
   context: number;
+  /** Requests at once. */
+  batch: number;
 }
 
-const PHASES: readonly Phase[] = [
-  { phase: "decode", tokens: 64, context: 16 },
-  { phase: "prefill", tokens: 128, context: 0 },
-  { phase: "prefill", tokens: 512, context: 0 },
-];
+const DECODED = 32;
+
+/** What the options ask for, as far as the model takes it. */
+function phasesOf(options: SourceOptions, maximum: number): Phase[] {
+  const decode = options.batch.flatMap((batch) =>
+    options.decode.map((context): Phase => ({
+      phase: "decode",
+      tokens: DECODED,
+      context,
+      batch,
+    }))
+  );
+  const prefill = options.prefill.map((tokens): Phase => ({
+    phase: "prefill",
+    tokens,
+    context: 0,
+    batch: 1,
+  }));
+  return [...decode, ...prefill].filter(({ tokens, context }) =>
+    context + tokens < maximum
+  );
+}
 
 /** Milliseconds that a phase takes once. Each run has tokens of its own. */
 async function measure(
   model: Model,
-  { phase, tokens, context }: Phase,
+  type: CacheType | undefined,
+  { phase, tokens, context, batch }: Phase,
   run: number,
 ): Promise<number> {
   const { vocab_size } = model.config;
   if (phase === "prefill") {
+    using cache = model.createCache({ type });
     const ids = randomTokens(tokens, vocab_size, run);
     const started = performance.now();
-    await model.forward(ids);
+    await model.forward(ids, { cache });
     return performance.now() - started;
   }
-  const ids = randomTokens(context, vocab_size, run);
-  // The first token comes from the prompt's last row: the clock starts with it.
-  const { timings } = await model.generate(ids, {
-    maxTokens: tokens + 1,
-    temperature: 0,
-    ignoreEos: true,
-    reusePrefix: false,
-  }).result();
-  return timings.decodeMs;
+  const caches = Array.from(
+    { length: batch },
+    () => filledCache(model, type, context),
+  );
+  const times = await Promise.all(caches.map(async (cache, i) => {
+    const [next] = randomTokens(1, vocab_size, run * 100 + i);
+    // The first token comes from the prompt's last row: the clock starts with it.
+    const { timings } = await model.generate([...cache.tokens, next], {
+      cache,
+      maxTokens: tokens + 1,
+      temperature: 0,
+      ignoreEos: true,
+    }).result();
+    return timings.decodeMs;
+  }));
+  for (const cache of caches) cache.dispose();
+  return Math.max(...times);
 }
 
-function elementBytes(type: string): number {
-  const bytes = new Map([["f32", 4], ["bf16", 2]]).get(type);
-  if (bytes === undefined) throw new Error(`Unknown type ${type}`);
-  return bytes;
+const WEIGHTS: readonly WeightDType[] = ["f32", "bf16", "fp8", "int8", "int4"];
+
+function weightType(name: string): WeightDType {
+  const type = WEIGHTS.find((type) => type === name);
+  if (type === undefined) throw new Error(`Unknown type ${name}`);
+  return type;
 }
 
 async function bench(options: SourceOptions): Promise<Row[]> {
   const { model, shape } = await openModel(options);
   await using _ = model;
   const { config } = model;
-  const { device, weightsType: type } = model.inspect();
+  const { device, weightsType } = model.inspect();
   const info = device.info();
   const where = await provenance();
-  using cache = model.createCache();
+  using cache = model.createCache({ type: options.cache });
+  const phases = phasesOf(options, config.max_position_embeddings);
   // Before bandwidth is measured, which takes memory of its own.
   const peaks: number[] = [];
-  for (const phase of PHASES) {
-    await measure(model, phase, 0);
+  for (const phase of phases) {
+    await measure(model, options.cache, phase, 0);
     peaks.push(await peakRss());
   }
   // The best before and after each phase: what others leave of the memory changes with time.
   let bandwidth = await device.bandwidth();
   const seconds: number[] = [];
-  for (const phase of PHASES) {
+  for (const phase of phases) {
     const times: number[] = [];
     for (let run = 1; run <= options.runs; run++) {
-      times.push(await measure(model, phase, run));
+      times.push(await measure(model, options.cache, phase, run));
     }
     seconds.push(median(times) / 1000);
     bandwidth = Math.max(bandwidth, await device.bandwidth());
   }
-  return PHASES.map(({ phase, tokens, context }, i) => {
-    const rate = tokens / seconds[i];
+  return phases.map(({ phase, tokens, context, batch }, i) => {
+    const rate = batch * tokens / seconds[i];
     const read = bytesPerToken(config, {
-      weightBytes: elementBytes(type),
-      cacheBytes: elementBytes(cache.type),
-      rows: phase === "decode" ? 1 : tokens,
+      weights: weightType(weightsType),
+      cache: cache.type,
+      rows: phase === "decode" ? batch : tokens,
       context: phase === "decode" ? context + tokens / 2 : 1,
     });
     return {
@@ -108,12 +142,13 @@ async function bench(options: SourceOptions): Promise<Row[]> {
       build: device.library.buildId,
       shape,
       layers: config.num_hidden_layers,
-      weights: type,
+      weights: weightsType,
       cache: cache.type,
       phase,
       tokens,
       context,
-      batch: 1,
+      batch,
+      cache_bytes_per_token: cache.bytesPerToken,
       tokens_per_second: rate.toPrecision(4),
       bytes_per_token: Math.round(read),
       share_of_bandwidth: (rate * read / bandwidth).toFixed(3),
@@ -137,16 +172,19 @@ async function main() {
     "shape",
     "layers",
     "weights",
+    "cache",
     "phase",
     "tokens",
+    "context",
+    "batch",
     "tokens_per_second",
     "bytes_per_token",
     "share_of_bandwidth",
     "bandwidth",
     "peak_rss",
   ]);
-  const { shape, layers, weights } = rows[0];
-  const name = options.name ?? `${shape}-${layers}-${weights}`;
+  const { shape, layers, weights, cache } = rows[0];
+  const name = options.name ?? `${shape}-${layers}-${weights}-${cache}`;
   console.log(await writeCsv(name, rows));
 }
 

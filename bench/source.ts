@@ -5,7 +5,9 @@
  * @module
  */
 import { parseArgs } from "node:util";
-import { loadModel, type Model } from "../mod.ts";
+import type { WeightDType } from "../ffi/mod.ts";
+import { type CacheType, loadModel, type Model } from "../mod.ts";
+import { CACHE_TYPES } from "../src/cache/type.ts";
 import { parseConfig } from "../src/model/config.ts";
 import { buildModel } from "../src/model/load.ts";
 import { generatedSource } from "../src/weights/bind.ts";
@@ -16,7 +18,11 @@ export const SOURCE_USAGE = `  --checkpoint DIR  a checkpoint (models/nano)
   --generated       random weights in memory, of the shape
   --shape NAME      ${SHAPE_NAMES.join(", ")}; of a checkpoint: its label
   --layers N        instead of the shape's own number
-  --weights TYPE    bf16 or f32 (as stored; generated: bf16)
+  --weights TYPE    f32, bf16, fp8, int8 or int4 (as stored; generated: bf16)
+  --cache TYPE      f32, bf16, fp8, int8 or int6 (as the weights' type has it)
+  --prefill LIST    tokens (128,512,4096); 0: none
+  --decode LIST     tokens held before (0,4096,16384)
+  --batch LIST      requests that decode at once (1,8)
   --threads N       (all)
   --kernels SET     (the best)
   --runs N          of which the median counts (5)
@@ -41,7 +47,11 @@ export interface SourceOptions {
   generated: boolean;
   shape?: string;
   layers?: number;
-  weights?: "bf16" | "f32";
+  weights?: WeightDType;
+  cache?: CacheType;
+  prefill: number[];
+  decode: number[];
+  batch: number[];
   threads?: number;
   kernels?: "reference" | "avx2" | "avx512" | "amx";
   runs: number;
@@ -58,6 +68,10 @@ export function parseSource(args: string[]): SourceOptions | undefined {
       shape: { type: "string" },
       layers: { type: "string" },
       weights: { type: "string" },
+      cache: { type: "string" },
+      prefill: { type: "string", default: "128,512,4096" },
+      decode: { type: "string", default: "0,4096,16384" },
+      batch: { type: "string", default: "1,8" },
       threads: { type: "string" },
       kernels: { type: "string" },
       runs: { type: "string", default: "5" },
@@ -71,8 +85,12 @@ export function parseSource(args: string[]): SourceOptions | undefined {
     const text = values[option];
     return text === undefined ? undefined : integer(option, text);
   };
+  const list = (option: "prefill" | "decode" | "batch") =>
+    values[option].split(",").map((text) =>
+      text === "0" ? 0 : integer(option, text)
+    );
   const among = <T extends string>(
-    option: "weights" | "kernels",
+    option: "weights" | "cache" | "kernels",
     allowed: readonly T[],
   ): T | undefined => {
     const text = values[option];
@@ -99,7 +117,11 @@ export function parseSource(args: string[]): SourceOptions | undefined {
     generated,
     shape,
     layers: number("layers"),
-    weights: among("weights", ["bf16", "f32"]),
+    weights: among("weights", ["f32", "bf16", "fp8", "int8", "int4"]),
+    cache: among("cache", CACHE_TYPES),
+    prefill: list("prefill").filter((n) => n > 0),
+    decode: list("decode"),
+    batch: list("batch").filter((n) => n > 0),
     threads: number("threads"),
     kernels: among("kernels", ["reference", "avx2", "avx512", "amx"]),
     runs: number("runs") ?? 5,
@@ -124,11 +146,12 @@ export async function openModel(
   }
   const shape = options.shape ?? "v2-lite";
   const config = parseConfig(shapeConfig(shape, options.layers), shape);
-  const stored = weights ?? "bf16";
+  const stored = weights === "f32" ? "f32" : "bf16";
   const model = await buildModel({
     config,
     source: () => generatedSource(config, SEED, stored),
-    fingerprint: () => Promise.resolve(JSON.stringify([config, SEED, stored])),
+    fingerprint: () =>
+      Promise.resolve(JSON.stringify([config, SEED, stored, weights])),
     bytes: 1,
   }, { weights, threads, kernels });
   return { model, shape };

@@ -3,15 +3,35 @@
  *
  * @module
  */
+import type { WeightDType } from "../ffi/mod.ts";
+import { type CacheType, entryBytes } from "../src/cache/type.ts";
 import type { ModelConfig } from "../src/model/config.ts";
+import { kvBType } from "../src/weights/bind.ts";
 import { expectedTensors } from "../src/weights/expect.ts";
+
+/** Bytes of a weight `[rows, cols]` in its type, scales included: see `moela_weight_desc`. */
+function weightBytes(type: WeightDType, rows: number, cols: number): number {
+  const groups = Math.ceil(cols / 128);
+  switch (type) {
+    case "f32":
+      return 4 * rows * cols;
+    case "bf16":
+      return 2 * rows * cols;
+    case "fp8":
+      return rows * cols + 4 * Math.ceil(rows / 128) * groups;
+    case "int8":
+      return rows * (cols + 2 * groups);
+    case "int4":
+      return rows * (32 * Math.ceil(cols / 64) + 4 * groups);
+  }
+}
 
 /** What {@link bytesPerToken} counts. */
 export interface Traffic {
-  /** Bytes of a weight's element. */
-  weightBytes: number;
-  /** Bytes of a cache element. */
-  cacheBytes: number;
+  /** Type of the projections. */
+  weights: WeightDType;
+  /** Type of the cache. */
+  cache: CacheType;
   /** Rows that share a step, and so the reading of a weight. */
   rows: number;
   /** Tokens of the cache that one row reads for itself. */
@@ -23,18 +43,24 @@ export interface Traffic {
  * on average when each chooses evenly: `1 - (1 - k / E)^rows` of all.
  */
 export function bytesPerToken(config: ModelConfig, traffic: Traffic): number {
-  const { weightBytes, cacheBytes, rows, context } = traffic;
+  const { weights, cache, rows, context } = traffic;
   const { num_experts_per_tok, n_routed_experts } = config;
   const chosen = 1 - (1 - num_experts_per_tok / n_routed_experts) ** rows;
-  let elements = config.hidden_size;
-  for (const { name, shape } of expectedTensors(config)) {
+  // Norms, router and embedding stay as they are stored.
+  const exact = weights === "f32" ? "f32" : "bf16";
+  let bytes = weightBytes(exact, 1, config.hidden_size);
+  for (const { name, shape, scaled } of expectedTensors(config)) {
     const isEmbedding = name === "model.embed_tokens.weight";
     if (isEmbedding && !config.tie_word_embeddings) continue;
     if (name === "lm_head.weight" && config.tie_word_embeddings) continue;
-    const size = shape.reduce((product, n) => product * n, 1);
-    elements += size * (name.includes(".experts.") ? chosen : 1) / rows;
+    const isKvB = name.endsWith("kv_b_proj.weight");
+    const wanted = isKvB ? kvBType(weights) : weights;
+    const type = scaled.length > 0 && wanted !== "auto" ? wanted : exact;
+    const [out, cols] = shape.length === 1 ? [1, shape[0]] : shape;
+    const share = name.includes(".experts.") ? chosen : 1;
+    bytes += weightBytes(type, out, cols) * share / rows;
   }
-  const entry = config.kv_lora_rank + config.qk_rope_head_dim;
-  return elements * weightBytes +
-    context * config.num_hidden_layers * entry * cacheBytes;
+  const width = config.kv_lora_rank + config.qk_rope_head_dim;
+  return bytes +
+    context * config.num_hidden_layers * entryBytes(cache, width);
 }

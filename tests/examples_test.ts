@@ -260,6 +260,22 @@ Deno.test("score.ts gives the reference's perplexity", async () => {
   assert(Math.abs(actual / expected - 1) < 0.003, out);
 });
 
+Deno.test("cache_sizes.ts prints the paper's 93.3 %, scales included", async () => {
+  const out = await succeed("cache_sizes.ts", []);
+  const lines = out.trim().split("\n").map((line) => line.split(/\s{2,}/));
+  assertEquals(lines.slice(1), [
+    ["DeepSeek 67B", "bf16", "389,120", "0.0 %"],
+    ["DeepSeek-V2", "bf16", "69,120", "82.2 %"],
+    ["DeepSeek-V2", "fp8", "34,680", "91.1 %"],
+    ["DeepSeek-V2", "int8", "34,680", "91.1 %"],
+    ["DeepSeek-V2", "int6", "26,040", "93.3 %"],
+    ["DeepSeek-V2-Lite", "bf16", "31,104", "92.0 %"],
+    ["DeepSeek-V2-Lite", "fp8", "15,606", "96.0 %"],
+    ["DeepSeek-V2-Lite", "int8", "15,606", "96.0 %"],
+    ["DeepSeek-V2-Lite", "int6", "11,718", "97.0 %"],
+  ]);
+});
+
 Deno.test("kernels.ts agrees with its plain loops", async () => {
   // Two splits of 512 keys, the second of one key.
   const out = await succeed("kernels.ts", ["--heads", "3", "--tokens", "513"]);

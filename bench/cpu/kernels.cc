@@ -22,8 +22,10 @@ namespace {
 
 const char* const NAMES[] = {"auto", "reference", "avx2", "avx512", "amx"};
 const char* type_name(int32_t dtype) {
-  return dtype == MOELA_INT8 ? "int8" : dtype == MOELA_INT4 ? "int4" : dtype == MOELA_FP8 ? "fp8"
-                                                                                         : "bf16";
+  return dtype == MOELA_INT8   ? "int8"
+         : dtype == MOELA_INT4 ? "int4"
+         : dtype == MOELA_FP8  ? "fp8"
+                               : "bf16";
 }
 
 std::vector<float> normals(int64_t n, unsigned seed) {
@@ -98,8 +100,8 @@ int failures = 0;
 
 void check(const Kernels& kernels, int32_t dtype) {
   const bool exact = dtype == MOELA_INT8 || dtype == MOELA_INT4;
-  const int64_t shapes[][2] = {{1, 1},   {3, 7},    {9, 64},  {17, 128}, {5, 100},  {33, 130},
-                               {40, 200}, {24, 515}, {41, 1408}, {70, 31}, {16, 2048}};
+  const int64_t shapes[][2] = {{1, 1},    {3, 7},    {9, 64},    {17, 128}, {5, 100},  {33, 130},
+                               {40, 200}, {24, 515}, {41, 1408}, {70, 31},  {16, 2048}};
   double worst = 0;
   int64_t different = 0, uneven = 0;
   for (const auto& shape : shapes) {
@@ -127,9 +129,10 @@ void check(const Kernels& kernels, int32_t dtype) {
   // bf16 inputs are rounded on some sets: 2^-9 of each product.
   const double tolerance = dtype == MOELA_BF16 && kernels.id == MOELA_KERNELS_AMX ? 2e-2 : 1e-5;
   const bool ok = uneven == 0 && worst < tolerance && (!exact || different == 0);
-  printf("%-9s %-5s %s: %ld elements differ from the reference, worst %.2g; %ld rows not invariant\n",
-         NAMES[kernels.id], type_name(dtype), ok ? "ok" : "FAILED", long(different), worst,
-         long(uneven));
+  printf(
+      "%-9s %-5s %s: %ld elements differ from the reference, worst %.2g; %ld rows not invariant\n",
+      NAMES[kernels.id], type_name(dtype), ok ? "ok" : "FAILED", long(different), worst,
+      long(uneven));
   failures += !ok;
 }
 
@@ -157,7 +160,8 @@ const Matrix& large(int32_t dtype, int64_t rows, int64_t cols) {
   uint64_t state = 1;
   for (size_t i = 0; i < matrix.data.size(); i += 8) {
     state = state * 6364136223846793005u + 1442695040888963407u;
-    const uint64_t word = dtype == MOELA_BF16 ? state & 0x3fff3fff3fff3fff : state & ~0x8080808080808080;
+    const uint64_t word =
+        dtype == MOELA_BF16 ? state & 0x3fff3fff3fff3fff : state & ~0x8080808080808080;
     memcpy(matrix.data.data() + i, &word, 8);
   }
   matrix.scales.assign(scale_bytes(dtype, rows, cols), 0x3f);
@@ -170,7 +174,8 @@ void measure(const Kernels& kernels, int32_t dtype, int threads, int64_t most) {
   for (int64_t m : {1, 4, 16, 48, 96}) {
     // Few columns where arithmetic takes the time.
     const int64_t n = m == 1 ? most : most / 16, share = n / threads / 64 * 64;
-    const double bytes = double(share * threads) / most * (matrix.data.size() + matrix.scales.size());
+    const double bytes =
+        double(share * threads) / most * (matrix.data.size() + matrix.scales.size());
     const auto x = normals(m * k, 4);
     std::vector<std::vector<float>> c(threads, std::vector<float>(m * 64));
     std::vector<const float*> rows;

@@ -112,15 +112,14 @@ struct VnniInt4 {
     for (int64_t j = 0; j < ROWS; j++) {
       const char* from = rows[j] + offset;
       const __m256i first = load256(from), second = load256(from + 32);
-      const __m256i nibbles[4] = {_mm256_and_si256(first, mask),
-                                  _mm256_and_si256(_mm256_srli_epi16(first, 4), mask),
-                                  _mm256_and_si256(second, mask),
-                                  _mm256_and_si256(_mm256_srli_epi16(second, 4), mask)};
+      const __m256i nibbles[4] = {
+          _mm256_and_si256(first, mask), _mm256_and_si256(_mm256_srli_epi16(first, 4), mask),
+          _mm256_and_si256(second, mask), _mm256_and_si256(_mm256_srli_epi16(second, 4), mask)};
       // Fours are at most 4 * 15 * 127: they fit the lower halves that madd multiplies.
       __m256i fours[4];
       for (int v = 0; v < 4; v++) {
-        fours[v] = _mm256_madd_epi16(_mm256_dpbusd_epi32(zero, nibbles[v], x[v]),
-                                     factor(word[j], v));
+        fours[v] =
+            _mm256_madd_epi16(_mm256_dpbusd_epi32(zero, nibbles[v], x[v]), factor(word[j], v));
       }
       all[j] = _mm256_add_epi32(_mm256_add_epi32(fours[0], fours[1]),
                                 _mm256_add_epi32(fours[2], fours[3]));
@@ -149,14 +148,14 @@ inline void unpack_int4_512(const char* from, uint32_t word, int8_t* to) {
   const __m512i bytes = load512(from);
   const auto table = [&](int first, int second) {
     const auto half = [&](int i) {
-      return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(
-          NIBBLE_PRODUCTS.lanes[word >> (16 + 4 * i) & 15])));
+      return _mm256_broadcastsi128_si256(_mm_load_si128(
+          reinterpret_cast<const __m128i*>(NIBBLE_PRODUCTS.lanes[word >> (16 + 4 * i) & 15])));
     };
     return _mm512_inserti64x4(_mm512_castsi256_si512(half(first)), half(second), 1);
   };
   const __m512i even = _mm512_shuffle_epi8(table(0, 2), _mm512_and_si512(bytes, mask));
-  const __m512i odd = _mm512_shuffle_epi8(
-      table(1, 3), _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask));
+  const __m512i odd =
+      _mm512_shuffle_epi8(table(1, 3), _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask));
   _mm512_storeu_si512(to, _mm512_shuffle_i64x2(even, odd, 0x44));
   _mm512_storeu_si512(to + 64, _mm512_shuffle_i64x2(even, odd, 0xee));
 }

@@ -31,9 +31,9 @@ uint8_t to_fp8(float x) {
 
 float from_fp8(uint8_t bits) {
   const int exponent = (bits >> 3) & 15, mantissa = bits & 7;
-  const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
-                                        : std::ldexp(static_cast<float>(8 + mantissa),
-                                                     exponent - 10);
+  const float magnitude = exponent == 0
+                              ? std::ldexp(static_cast<float>(mantissa), -9)
+                              : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
   return bits & 0x80 ? -magnitude : magnitude;
 }
 
@@ -86,8 +86,10 @@ uint8_t code_of_scale(float max, float q) {
   int low = 1, high = 255;
   while (low < high) {
     const int middle = (low + high) / 2;
-    if (holds(middle)) high = middle;
-    else low = middle + 1;
+    if (holds(middle))
+      high = middle;
+    else
+      low = middle + 1;
   }
   return static_cast<uint8_t>(low);
 }

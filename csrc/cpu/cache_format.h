@@ -1,4 +1,5 @@
-// How a token's entry lies in a page of the types with scales (FP8, INT8, INT6): see moela_pool_desc.
+// How a token's entry lies in a page of the types with scales (FP8, INT8, INT6): see
+// moela_pool_desc.
 #pragma once
 
 #include <cmath>
@@ -18,8 +19,8 @@ uint8_t code_of_scale(float max, float q);
 
 inline bool has_scales(int32_t dtype) { return dtype != MOELA_F32 && dtype != MOELA_BF16; }
 
-// Writes entry [r + dr] to `row` (PagePool::row_bytes()) and its two codes, of the latent [0, r) and
-// of the key [r, r + dr).
+// Writes entry [r + dr] to `row` (PagePool::row_bytes()) and its two codes, of the latent [0, r)
+// and of the key [r, r + dr).
 void encode_entry(int32_t dtype, int64_t r, int64_t dr, const float* entry, uint8_t* row,
                   uint8_t* codes);
 

@@ -114,15 +114,12 @@ int64_t typical_p(double p, int64_t n, Candidate* kept) {
     const double surprise = normaliser - kept[i].x;
     entropy += std::exp(-surprise) * surprise;
   }
-  const auto distance = [&](const Candidate& c) {
-    return std::fabs(normaliser - c.x - entropy);
-  };
+  const auto distance = [&](const Candidate& c) { return std::fabs(normaliser - c.x - entropy); };
   const auto earlier = [&](const Candidate& a, const Candidate& b) {
     const double left = distance(a), right = distance(b);
     return left < right || (left == right && a.token < b.token);
   };
-  return take(p, n, kept, earlier,
-              [&](const Candidate& c) { return std::exp(c.x - normaliser); });
+  return take(p, n, kept, earlier, [&](const Candidate& c) { return std::exp(c.x - normaliser); });
 }
 
 // Logits less the largest, over the temperature, in double: no temperature is too small for it.

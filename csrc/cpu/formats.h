@@ -66,11 +66,14 @@ static inline uint32_t bits_of_float(float value) {
 template <class T>
 static inline T load_at(const void* from, int64_t i) {
   T value;
-  memcpy(&value, static_cast<const char*>(from) + i * static_cast<int64_t>(sizeof(T)), sizeof value);
+  memcpy(&value, static_cast<const char*>(from) + i * static_cast<int64_t>(sizeof(T)),
+         sizeof value);
   return value;
 }
 
-static inline float bf16_to_f32(uint16_t half) { return float_of_bits(static_cast<uint32_t>(half) << 16); }
+static inline float bf16_to_f32(uint16_t half) {
+  return float_of_bits(static_cast<uint32_t>(half) << 16);
+}
 
 static inline uint16_t f32_to_bf16(float value) {
   const uint32_t bits = bits_of_float(value);
@@ -86,9 +89,9 @@ static inline float f16_to_f32(uint16_t half) {
   const uint32_t mantissa = half & 0x3ff;
   if (exponent == 31) return float_of_bits(sign | 0x7f800000 | (mantissa << 13));
   // Subnormals: mantissa * 2^-24; the others have the hidden bit.
-  const float magnitude = exponent == 0 ? mantissa * 0x1p-24f
-                                        : (1024 + mantissa) * 0x1p-25f *
-                                              static_cast<float>(uint32_t{1} << exponent);
+  const float magnitude =
+      exponent == 0 ? mantissa * 0x1p-24f
+                    : (1024 + mantissa) * 0x1p-25f * static_cast<float>(uint32_t{1} << exponent);
   return sign ? -magnitude : magnitude;
 }
 

@@ -153,8 +153,8 @@ void rows_nn(const NnArgs& args, int64_t n, const float* a, const char* b, float
     _mm256_storeu_ps(c + j, sum);
   }
   if (j == n) return;
-  __m256 sum = add ? LoadF32::part(reinterpret_cast<const char*>(c + j), n - j)
-                   : _mm256_setzero_ps();
+  __m256 sum =
+      add ? LoadF32::part(reinterpret_cast<const char*>(c + j), n - j) : _mm256_setzero_ps();
   for (int l = 0; l < L; l++) {
     sum = _mm256_fmadd_ps(factors[l], B::part(b + l * args.ldb + j * B::BYTES, n - j), sum);
   }

@@ -96,9 +96,9 @@ __attribute__((always_inline)) inline void row_tiles(int64_t m, const Tile& tile
   if (i < m) tile(i, Rows<1>{});
 }
 
-// Four rows of b with m rows of a, at least WIDEN_ROWS or so: the rows of b are turned into f32 once.
-// widen(j, begin, count, to) writes columns [begin, begin + count) of row j, and zeros up to the
-// next multiple of 8.
+// Four rows of b with m rows of a, at least WIDEN_ROWS or so: the rows of b are turned into f32
+// once. widen(j, begin, count, to) writes columns [begin, begin + count) of row j, and zeros up to
+// the next multiple of 8.
 template <class Widen>
 __attribute__((always_inline)) inline void wide_strip_nt(const NtArgs& args, int64_t m,
                                                          const float* a, float* c,

@@ -15,10 +15,10 @@ namespace moela {
 namespace {
 
 constexpr int64_t MANY_ROWS = 4;
-constexpr int64_t TILE = 16;         // rows of the input in a tile
+constexpr int64_t TILE = 16;  // rows of the input in a tile
 constexpr int64_t TILE_BYTES = 1024;
-constexpr int64_t MAX_TILES = 6;     // whose sums are kept at once
-constexpr int64_t COLUMNS = 32;      // of bf16 in a tile
+constexpr int64_t MAX_TILES = 6;  // whose sums are kept at once
+constexpr int64_t COLUMNS = 32;   // of bf16 in a tile
 
 struct alignas(64) TileConfig {
   uint8_t palette;
@@ -112,8 +112,8 @@ void add_group(const int32_t* sums, const float* w_scales, __m512 x_scales, floa
 }
 
 template <class W>
-void many_rows(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c,
-               int64_t ldc, bool add) {
+void many_rows(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c, int64_t ldc,
+               bool add) {
   const Tiles tiles;
   const IntegerTile layout{groups_of(b.cols)};
   alignas(64) int8_t room[STRIP * GROUP];

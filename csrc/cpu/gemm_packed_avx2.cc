@@ -79,10 +79,9 @@ struct Int4 {
     for (int64_t j = 0; j < ROWS; j++) {
       const char* from = rows[j] + offset;
       const __m256i first = load256(from), second = load256(from + 32);
-      const __m256i nibbles[4] = {_mm256_and_si256(first, mask),
-                                  _mm256_and_si256(_mm256_srli_epi16(first, 4), mask),
-                                  _mm256_and_si256(second, mask),
-                                  _mm256_and_si256(_mm256_srli_epi16(second, 4), mask)};
+      const __m256i nibbles[4] = {
+          _mm256_and_si256(first, mask), _mm256_and_si256(_mm256_srli_epi16(first, 4), mask),
+          _mm256_and_si256(second, mask), _mm256_and_si256(_mm256_srli_epi16(second, 4), mask)};
       // Pairs are at most 2 * 15 * 127, and times a factor still far from 2^31.
       __m256i pairs[4];
       for (int v = 0; v < 4; v++) {
@@ -98,8 +97,8 @@ struct Int4 {
 
 // ---- many rows -------------------------------------------------------------------------------
 
-constexpr int64_t STRIP = 16;   // rows of the weight
-constexpr int64_t PANEL = 96;   // rows of the input whose sums are kept at once
+constexpr int64_t STRIP = 16;  // rows of the weight
+constexpr int64_t PANEL = 96;  // rows of the input whose sums are kept at once
 
 // A group of 16 rows of the weight: values [64 pairs of columns][16 rows][2], and scales [16].
 struct UnpackedStrip {
@@ -155,9 +154,8 @@ void unpack_int4(const char* from, uint32_t word, int8_t* to) {
                                 _mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask)};
     for (int i = 0; i < 2; i++) {
       const uint32_t factor = word >> (16 + 8 * half + 4 * i) & 15;
-      _mm256_storeu_si256(
-          reinterpret_cast<__m256i*>(to + half * 64 + i * 32),
-          _mm256_shuffle_epi8(load256(PRODUCTS.lanes[factor]), nibbles[i]));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + half * 64 + i * 32),
+                          _mm256_shuffle_epi8(load256(PRODUCTS.lanes[factor]), nibbles[i]));
     }
   }
 }
@@ -202,10 +200,8 @@ void group_tile(const UnpackedStrip& strip, const IntegerRow& layout, const char
   __m256i sums[M][2];
   for (int i = 0; i < M; i++) sums[i][0] = sums[i][1] = _mm256_setzero_si256();
   for (int64_t pair = 0; pair < GROUP / 2; pair++) {
-    const __m256i low = _mm256_load_si256(
-        reinterpret_cast<const __m256i*>(strip.values[pair][0]));
-    const __m256i high = _mm256_load_si256(
-        reinterpret_cast<const __m256i*>(strip.values[pair][8]));
+    const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(strip.values[pair][0]));
+    const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(strip.values[pair][8]));
     for (int i = 0; i < M; i++) {
       const __m256i both = _mm256_set1_epi32(load_at<int32_t>(x + i * stride, pair));
       sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(low, both));
@@ -217,8 +213,8 @@ void group_tile(const UnpackedStrip& strip, const IntegerRow& layout, const char
     for (int h = 0; h < 2; h++) {
       float* to = y + i * STRIP + h * 8;
       const __m256 both = _mm256_mul_ps(scale, _mm256_load_ps(strip.scales + h * 8));
-      _mm256_storeu_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i][h]), both,
-                                           _mm256_loadu_ps(to)));
+      _mm256_storeu_ps(to,
+                       _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i][h]), both, _mm256_loadu_ps(to)));
     }
   }
 }
@@ -246,8 +242,8 @@ void group_tiles(const UnpackedStrip& strip, const IntegerRow& layout, int64_t m
 }
 
 template <class W>
-void many_rows(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c,
-               int64_t ldc, bool add) {
+void many_rows(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c, int64_t ldc,
+               bool add) {
   const IntegerRow layout(b.cols, true);
   const int64_t row_bytes = weight_row_bytes(W::DTYPE, b.cols);
   const int64_t scale_bytes = scale_row_bytes(W::DTYPE, b.cols);

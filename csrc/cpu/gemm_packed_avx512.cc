@@ -1,7 +1,7 @@
 // Products in AVX-512 with VNNI, with INT8 and INT4: integer_rows.h says what they compute.
 //
-// Few rows: packed_avx2.h. Many rows: 16 rows of the weight are laid out in words of four columns, a
-// group at a time, so that lanes are rows of the weight and no sum crosses lanes.
+// Few rows: packed_avx2.h. Many rows: 16 rows of the weight are laid out in words of four columns,
+// a group at a time, so that lanes are rows of the weight and no sum crosses lanes.
 #if defined(__x86_64__)
 
 #include "avx512.h"
@@ -70,8 +70,8 @@ void group_tiles(const Words& words, __m512 w_scales, const IntegerRow& layout, 
 }
 
 template <class W>
-void many_rows(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c,
-               int64_t ldc, bool add) {
+void many_rows(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c, int64_t ldc,
+               bool add) {
   const IntegerRow layout(b.cols, false);
   alignas(64) int8_t room[STRIP * GROUP];
   alignas(64) float y[PANEL * STRIP];

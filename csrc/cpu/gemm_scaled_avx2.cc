@@ -14,8 +14,7 @@ struct RawFp8 {
   // come out right.
   static constexpr float GAIN = 256;
   static __m256 all(const char* at) {
-    const __m128i wide =
-        _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
+    const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
     return _mm256_cvtph_ps(
         _mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(static_cast<int16_t>(0xbf80))));
   }
@@ -64,8 +63,7 @@ void row_nt(const WeightRows& b, const NtArgs& args, int64_t row, const float* a
     if (l == end) continue;
     const __m256 x = LoadF32::part(reinterpret_cast<const char*>(a + l), end - l);
     for (int j = 0; j < N; j++) {
-      const __m256 w =
-          _mm256_mul_ps(raw_part<Raw>(from + j * b.cols + l, end - l), scales[j]);
+      const __m256 w = _mm256_mul_ps(raw_part<Raw>(from + j * b.cols + l, end - l), scales[j]);
       sums[0][j] = _mm256_fmadd_ps(x, w, sums[0][j]);
     }
   }
@@ -136,11 +134,10 @@ void rows_nn(const WeightRows& b, int64_t row, const float* a, float* c, bool ad
       _mm256_storeu_ps(c + j, sum);
     }
     if (j == end) continue;
-    __m256 sum = add ? LoadF32::part(reinterpret_cast<const char*>(c + j), end - j)
-                     : _mm256_setzero_ps();
+    __m256 sum =
+        add ? LoadF32::part(reinterpret_cast<const char*>(c + j), end - j) : _mm256_setzero_ps();
     for (int l = 0; l < L; l++) {
-      const __m256 w =
-          _mm256_mul_ps(raw_part<Raw>(from + l * b.cols + j, end - j), scales[l]);
+      const __m256 w = _mm256_mul_ps(raw_part<Raw>(from + l * b.cols + j, end - j), scales[l]);
       sum = _mm256_fmadd_ps(factors[l], w, sum);
     }
     _mm256_maskstore_ps(c + j, first_lanes(end - j), sum);

@@ -1,7 +1,7 @@
 // The innermost loops, one table an instruction set; every CPU operation is written once on top.
 //
-// Row invariance rests here: each element of a result is summed in an order that depends on k alone,
-// never on m, n, the element's place in the tile or on which thread runs it.
+// Row invariance rests here: each element of a result is summed in an order that depends on k
+// alone, never on m, n, the element's place in the tile or on which thread runs it.
 #pragma once
 
 #include <cstdint>
@@ -81,8 +81,8 @@ const Kernels& amx_kernels();
 
 // Bytes of an element of F32, BF16, I32, F64.
 inline int64_t dtype_bytes(int32_t dtype) {
-  return dtype == MOELA_BF16 || dtype == MOELA_F16 ? 2
-         : dtype == MOELA_F64                      ? 8
+  return dtype == MOELA_BF16 || dtype == MOELA_F16   ? 2
+         : dtype == MOELA_F64                        ? 8
          : dtype == MOELA_FP8 || dtype == MOELA_INT8 ? 1
                                                      : 4;
 }

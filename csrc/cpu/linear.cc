@@ -24,8 +24,8 @@ void linear(Context& context, int32_t rows, int64_t n, int64_t k, const float* i
   const Kernels& kernels = context.kernels;
   const int64_t blocks = ceil_div(end - begin, ROW_BLOCK);
   const int64_t block = ceil_div(end - begin, blocks);
-  const int64_t width = tile_width(context, n, blocks, block * k,
-                                   block <= FEW_ROWS ? FEW_ROWS_WIDEST : WIDEST);
+  const int64_t width =
+      tile_width(context, n, blocks, block * k, block <= FEW_ROWS ? FEW_ROWS_WIDEST : WIDEST);
   const bool packed = packs(kernels, weight.dtype);
   std::vector<int64_t> counts;
   for (int64_t row = begin; row < end; row += block) counts.push_back(std::min(block, end - row));

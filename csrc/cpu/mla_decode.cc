@@ -51,7 +51,8 @@ struct Shape {
 // type with scales.
 void attend_split(const Context& context, const Shape& shape, int64_t row, int64_t head,
                   int64_t block, int64_t begin, int64_t end, const float* q_latent, float* scores,
-                  float* entries, RunningSoftmax* states, int64_t state_stride, float* o, int64_t o_stride) {
+                  float* entries, RunningSoftmax* states, int64_t state_stride, float* o,
+                  int64_t o_stride) {
   const StepView& step = context.step;
   const Kernels& kernels = context.kernels;
   const moela_segment& segment = step.segments[step.row_segment[row]];
@@ -69,14 +70,14 @@ void attend_split(const Context& context, const Shape& shape, int64_t row, int64
       dtype = MOELA_F32;
     }
     const bool first = key == begin;
-    kernels.gemm_nt(dtype, block, n, width, q, width, page, width, scores,
-                    MOELA_PAGE_TOKENS, false);
+    kernels.gemm_nt(dtype, block, n, width, q, width, page, width, scores, MOELA_PAGE_TOKENS,
+                    false);
     for (int64_t i = 0; i < block; i++) {
       softmax_step(kernels, first, n, scores + i * MOELA_PAGE_TOKENS, states[i * state_stride],
                    shape.r, o + i * o_stride);
     }
-    kernels.gemm_nn(dtype, block, shape.r, n, scores, MOELA_PAGE_TOKENS, page, width, o,
-                    o_stride, !first);
+    kernels.gemm_nn(dtype, block, shape.r, n, scores, MOELA_PAGE_TOKENS, page, width, o, o_stride,
+                    !first);
   }
 }
 
@@ -92,8 +93,8 @@ void merge(const Kernels& kernels, const Work& work, int64_t heads, int64_t head
     factors[s] = std::exp(states[s].max - largest);
     sum += states[s].sum * factors[s];
   }
-  kernels.gemm_nn(MOELA_F32, 1, r, work.splits, factors, work.splits,
-                  work.results(heads, head, r), r, out, r, false);
+  kernels.gemm_nn(MOELA_F32, 1, r, work.splits, factors, work.splits, work.results(heads, head, r),
+                  r, out, r, false);
   kernels.scale(r, 1 / sum, out);
 }
 
@@ -121,9 +122,9 @@ void mla_decode(Context& context, int32_t layer, int64_t heads, int64_t r, int64
   const int64_t own = states + MOELA_PAGE_TOKENS * (r + dr);
   const int64_t per_split = heads * (r + 2);
   const int64_t partial_floats =
-      most_splits < 2 ? 0
-                      : std::min(all_splits * per_split,
-                                 std::max(MAX_PARTIAL_FLOATS, most_splits * per_split));
+      most_splits < 2
+          ? 0
+          : std::min(all_splits * per_split, std::max(MAX_PARTIAL_FLOATS, most_splits * per_split));
   reserve_scratch(context, own);
   float* partials = context.scratch[0].get(own + partial_floats) + own;
 
@@ -142,11 +143,10 @@ void mla_decode(Context& context, int32_t layer, int64_t heads, int64_t r, int64
     }
 
     context.threads.parallel_for(tasks, [&](int64_t task, int thread) {
-      const Work& work = *(std::upper_bound(wave.begin(), wave.end(), task,
-                                            [](int64_t t, const Work& w) {
-                                              return t < w.first_task;
-                                            }) -
-                           1);
+      const Work& work =
+          *(std::upper_bound(wave.begin(), wave.end(), task,
+                             [](int64_t t, const Work& w) { return t < w.first_task; }) -
+            1);
       const int64_t split = (task - work.first_task) / head_blocks;
       const int64_t head = (task - work.first_task) % head_blocks * shape.head_block;
       const int64_t block = std::min(shape.head_block, heads - head);
@@ -168,14 +168,14 @@ void mla_decode(Context& context, int32_t layer, int64_t heads, int64_t r, int64
     });
 
     if (used == 0) continue;
-    context.threads.parallel_for(static_cast<int64_t>(wave.size()) * heads,
-                                 [&](int64_t task, int thread) {
-      const Work& work = wave[task / heads];
-      const int64_t head = task % heads;
-      if (!work.partial) return;
-      merge(context.kernels, work, heads, head, r, context.scratch[thread].get(own),
-            out + (work.row * heads + head) * r);
-    });
+    context.threads.parallel_for(
+        static_cast<int64_t>(wave.size()) * heads, [&](int64_t task, int thread) {
+          const Work& work = wave[task / heads];
+          const int64_t head = task % heads;
+          if (!work.partial) return;
+          merge(context.kernels, work, heads, head, r, context.scratch[thread].get(own),
+                out + (work.row * heads + head) * r);
+        });
   }
 }
 

@@ -36,11 +36,11 @@ struct Shape {
 
 // One thread's memory, in floats.
 struct Tiles {
-  float* entries;         // [64, r + dr]
-  float* keys;            // [64, dn + dr]
-  float* values;          // [64, dv]
-  float* scores;          // [ROW_TILE, 64]
-  RunningSoftmax* states; // [rows of the block]
+  float* entries;          // [64, r + dr]
+  float* keys;             // [64, dn + dr]
+  float* values;           // [64, dv]
+  float* scores;           // [ROW_TILE, 64]
+  RunningSoftmax* states;  // [rows of the block]
 
   static int64_t floats(const Shape& shape, int64_t rows) {
     return MOELA_PAGE_TOKENS * (shape.r + shape.dr + shape.dn + shape.dr + shape.dv + ROW_TILE) +

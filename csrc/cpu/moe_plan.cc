@@ -5,8 +5,8 @@
 
 namespace moela {
 
-void moe_plan(Context& context, int32_t rows, int64_t experts, int64_t top_k,
-              const int32_t* chosen, int32_t* plan) {
+void moe_plan(Context& context, int32_t rows, int64_t experts, int64_t top_k, const int32_t* chosen,
+              int32_t* plan) {
   const int64_t begin = context.step.begin(rows) * top_k, end = context.step.end(rows) * top_k;
   const auto exists = [&](int32_t expert) { return expert >= 0 && expert < experts; };
   // Counts, one place to the right; then where each expert's slots begin.

@@ -1,5 +1,5 @@
-// The noise of a draw for many tokens at once, one function an instruction set, all with the bits of
-// noise_word().
+// The noise of a draw for many tokens at once, one function an instruction set, all with the bits
+// of noise_word().
 #pragma once
 
 #include <cstdint>

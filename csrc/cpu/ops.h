@@ -53,26 +53,26 @@ struct StepView {
   int32_t n_rows;
   int32_t n_absorbed;
   int32_t n_segments;
-  const int32_t* tokens;             // [n_rows]
-  const int32_t* positions;          // [n_rows]
-  const int32_t* row_segment;        // [n_rows]
-  const moela_segment* segments;     // [n_segments]
+  const int32_t* tokens;          // [n_rows]
+  const int32_t* positions;       // [n_rows]
+  const int32_t* row_segment;     // [n_rows]
+  const moela_segment* segments;  // [n_segments]
   const int32_t* pages;
   const PagePool* pools;
   // The block of logits rows at hand.
   int32_t n_logits;
-  const int32_t* logit_rows;         // [n_logits]
-  const int32_t* targets;            // NULL or [n_logits]
-  const moela_sampling* samplings;   // NULL or [n_logits]
+  const int32_t* logit_rows;        // [n_logits]
+  const int32_t* targets;           // NULL or [n_logits]
+  const moela_sampling* samplings;  // NULL or [n_logits]
   const int32_t* aux;
-  int32_t first_sampling;            // index of samplings[0] among the step's
+  int32_t first_sampling;  // index of samplings[0] among the step's
   // Tokens drawn by earlier steps of the same call, per sampling: they belong to its history.
-  const int32_t* drawn;              // [n_logits, drawn_stride] or NULL
+  const int32_t* drawn;  // [n_logits, drawn_stride] or NULL
   int32_t drawn_stride;
   int32_t n_drawn;
-  float* logits_out;                 // NULL or [n_logits, V]
-  float* logprobs_out;               // NULL or [n_logits]
-  int32_t* entries_out;              // [n_logits, entry_words]
+  float* logits_out;     // NULL or [n_logits, V]
+  float* logprobs_out;   // NULL or [n_logits]
+  int32_t* entries_out;  // [n_logits, entry_words]
   int32_t entry_words;
 
   // Rows of a moela_rows: [begin, end).
@@ -117,8 +117,8 @@ void cache_write(Context&, int32_t rows, int32_t layer, int64_t r, int64_t dr, c
                  const float* table, const Weight& norm, float epsilon);
 void mla_absorb(Context&, int64_t heads, int64_t dn, int64_t dr, int64_t dv, int64_t r, float scale,
                 const float* q, const Weight& kv_b, float* out);
-void mla_decode(Context&, int32_t layer, int64_t heads, int64_t r, int64_t dr, const float* q_latent,
-                float* out);
+void mla_decode(Context&, int32_t layer, int64_t heads, int64_t r, int64_t dr,
+                const float* q_latent, float* out);
 void mla_expand(Context&, int64_t heads, int64_t dn, int64_t dr, int64_t dv, int64_t r,
                 const float* o_latent, const Weight& kv_b, float* out);
 void mla_prefill(Context&, int32_t layer, int64_t heads, int64_t dn, int64_t dr, int64_t dv,

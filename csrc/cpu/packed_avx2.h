@@ -1,6 +1,6 @@
-// What the integer products in AVX2 and beyond share: quantizing rows, and products of few rows. One
-// row of the input at a time, eight rows of the weight beside one another, each read once from memory
-// and then from the cache. Internal linkage: see avx2.h.
+// What the integer products in AVX2 and beyond share: quantizing rows, and products of few rows.
+// One row of the input at a time, eight rows of the weight beside one another, each read once from
+// memory and then from the cache. Internal linkage: see avx2.h.
 #pragma once
 
 #include "avx2.h"
@@ -9,7 +9,9 @@
 namespace moela {
 namespace {
 
-inline __m256i load256(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
+inline __m256i load256(const void* at) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(at));
+}
 inline __m128i load128(const void* at) { return _mm_loadu_si128(static_cast<const __m128i*>(at)); }
 
 // 128 elements; returns their quantized values in q (int8).
@@ -19,8 +21,8 @@ inline GroupScale quantize_group(const float* x, int8_t* q) {
   for (int i = 0; i < GROUP; i += 8) {
     largest = _mm256_max_epi32(largest, _mm256_and_si256(load256(x + i), absolute));
   }
-  __m128i four = _mm_max_epi32(_mm256_castsi256_si128(largest),
-                               _mm256_extracti128_si256(largest, 1));
+  __m128i four =
+      _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
   four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
   four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
   const GroupScale scale = group_scale(static_cast<uint32_t>(_mm_cvtsi128_si32(four)));
@@ -59,10 +61,10 @@ constexpr int64_t SCALES_AHEAD = 16;
 
 // Lane j is the sum of the lanes of sums[j].
 inline __m256i lane_sums8(const __m256i (&sums)[ROWS]) {
-  const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]),
-                                        _mm256_hadd_epi32(sums[2], sums[3]));
-  const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[4], sums[5]),
-                                         _mm256_hadd_epi32(sums[6], sums[7]));
+  const __m256i low =
+      _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
+  const __m256i high =
+      _mm256_hadd_epi32(_mm256_hadd_epi32(sums[4], sums[5]), _mm256_hadd_epi32(sums[6], sums[7]));
   return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20),
                           _mm256_permute2x128_si256(low, high, 0x31));
 }
@@ -116,8 +118,7 @@ __m256 row_of_eight(const IntegerRow& layout, int64_t row_bytes, const char* con
   const int16_t* eights = layout.eights(packed);
   __m256 y = _mm256_setzero_ps();
   for (int64_t ahead = 0; ahead < layout.groups; ahead += SCALES_AHEAD) {
-    const int64_t end =
-        ahead + SCALES_AHEAD < layout.groups ? ahead + SCALES_AHEAD : layout.groups;
+    const int64_t end = ahead + SCALES_AHEAD < layout.groups ? ahead + SCALES_AHEAD : layout.groups;
     alignas(32) uint32_t words[SCALES_AHEAD][ROWS];
     for (int64_t j = 0; j < ROWS; j++) {
       for (int64_t g = ahead; g < end; g++) {
@@ -148,8 +149,8 @@ __m256 row_of_eight(const IntegerRow& layout, int64_t row_bytes, const char* con
         }
         sums = W::sums(pointers, 0, q + g * GROUP, eights + g * 4, word);
       }
-      const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(x_scales[g]),
-                                         _mm256_castsi256_ps(W::scale_bits(word)));
+      const __m256 scale =
+          _mm256_mul_ps(_mm256_set1_ps(x_scales[g]), _mm256_castsi256_ps(W::scale_bits(word)));
       y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scale, y);
     }
   }

@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): a block cipher
-// used as a generator, so that a draw is a pure function of seed, place and token.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): a block
+// cipher used as a generator, so that a draw is a pure function of seed, place and token.
 #pragma once
 
 #include <algorithm>

@@ -17,8 +17,8 @@ void quantize_int4_row(int64_t cols, const float* w, void* q, void* scales);
 // At most 128 rows w [rows, cols] that share a row of scales.
 void quantize_fp8_rows(int64_t rows, int64_t cols, const float* w, void* q, void* scales);
 
-// Rows [first, first + rows) of a weight of `dtype` (FP8, INT8 or INT4), `data` and `scales` those of
-// the whole weight. `first` and, but for the weight's last, `rows` are multiples of
+// Rows [first, first + rows) of a weight of `dtype` (FP8, INT8 or INT4), `data` and `scales` those
+// of the whole weight. `first` and, but for the weight's last, `rows` are multiples of
 // quantize_block().
 void quantize_rows(int32_t dtype, int64_t first, int64_t rows, int64_t cols, const float* w,
                    void* data, void* scales);

@@ -1,5 +1,5 @@
-// Conversion of weights to INT4: for each 128 columns a bf16 scale s, for each 32 of them a factor f
-// in [0, 15], for each weight q in [-8, 7]; w = q f s.
+// Conversion of weights to INT4: for each 128 columns a bf16 scale s, for each 32 of them a factor
+// f in [0, 15], for each weight q in [-8, 7]; w = q f s.
 //
 // The step f s of 32 columns is the one of least squared error among some, as cutting off the few
 // largest often costs less than coarser steps for all. The scale is negative where the group's
@@ -12,7 +12,8 @@
 namespace moela {
 namespace {
 
-// The same code for newer processors where that can be had; contraction is off, so the bits are one.
+// The same code for newer processors where that can be had; contraction is off, so the bits are
+// one.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__)
 #define MOELA_CLONES __attribute__((target_clones("avx2", "default")))

@@ -1,5 +1,5 @@
-// Draws the next token: Gumbel-max over what the filters leave. The noise of a token is a function of
-// seed, index and token alone, so a draw survives forks, preemption and batching.
+// Draws the next token: Gumbel-max over what the filters leave. The noise of a token is a function
+// of seed, index and token alone, so a draw survives forks, preemption and batching.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -124,17 +124,16 @@ void sample(Context& context, int64_t vocab, const float* in) {
     float* x = context.scratch[thread].get(3 * vocab + history);
     Candidate* kept = reinterpret_cast<Candidate*>(x + vocab);
     int32_t* ids = reinterpret_cast<int32_t*>(x + 3 * vocab);
-    const SamplingInput input{s, step.aux, step.drawn ? step.drawn + row * step.drawn_stride : nullptr,
-                              step.n_drawn};
+    const SamplingInput input{
+        s, step.aux, step.drawn ? step.drawn + row * step.drawn_stride : nullptr, step.n_drawn};
     const float* processed = logits;
     if (input.changes_logits()) {
       process_logits(input, vocab, logits, x, ids);
       processed = x;
     }
-    int32_t token =
-        s.temperature == 0
-            ? argmax(vocab, processed)
-            : draw(noise, s.seed, s.index + step.n_drawn, filter(s, vocab, processed, kept), kept);
+    int32_t token = s.temperature == 0 ? argmax(vocab, processed)
+                                       : draw(noise, s.seed, s.index + step.n_drawn,
+                                              filter(s, vocab, processed, kept), kept);
     // A mask wins over whatever forbids all that it allows.
     if (s.mask >= 0 && !(processed[token] > -std::numeric_limits<float>::infinity())) {
       token = likeliest_allowed(vocab, logits, step.aux + s.mask);

@@ -10,9 +10,7 @@
 
 namespace moela {
 
-bool x86_has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
+bool x86_has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 bool x86_has_avx512() {
   return x86_has_avx2() && __builtin_cpu_supports("avx512f") &&

@@ -43,8 +43,8 @@ __device__ __forceinline__ float from_ordered(uint32_t key) {
 struct Candidates {
   const float* row;
   int vocab;
-  bool raw;  // every token is in, NaN as -inf, and there is no temperature
-  bool unscaled;     // there is no temperature yet
+  bool raw;       // every token is in, NaN as -inf, and there is no temperature
+  bool unscaled;  // there is no temperature yet
   float largest;
   double factor;   // 1 / temperature
   float at_least;  // logits below are out

@@ -90,9 +90,9 @@ __device__ __noinline__ uint64_t last_taken(const Candidates& c, FilterRoom& roo
     undecided = shift;
     const int population = room.population;
     if (undecided == 0 || population > FILTER_BINS) continue;
-    return last_of(
-        c, room, limit, before,
-        collect(c, room, key, [&](uint64_t k) { return k >> undecided == prefix; }), mass);
+    return last_of(c, room, limit, before,
+                   collect(c, room, key, [&](uint64_t k) { return k >> undecided == prefix; }),
+                   mass);
   }
   return prefix;
 }
@@ -151,8 +151,8 @@ __device__ __forceinline__ float floor_logit(const Candidates& c, double floor) 
 
 // Draws from what the filters of `s` leave. `whole`: the sum of mass_of() over the whole row, where
 // top-p applies and top-k does not. All threads of the block get the token.
-inline __device__ __noinline__ int filtered_draw(const moela_sampling& s, uint32_t index, uint64_t whole,
-                                          Candidates& c, FilterRoom& room) {
+inline __device__ __noinline__ int filtered_draw(const moela_sampling& s, uint32_t index,
+                                                 uint64_t whole, Candidates& c, FilterRoom& room) {
   const bool counts = s.top_k > 0 && s.top_k < c.vocab;
   if (counts) {
     // Before the division, which might round different logits to equal ones.

@@ -75,9 +75,9 @@ class Fuser {
     if (count == 0 || (norms && !norm_for(begin, count))) return 0;
     if (!decode_linear_fits(launch_, list, count)) return 0;
     const void* in = f32(x);
-    const DecodeInput input = norms ? normed(*op(begin))
-                                    : DecodeInput{{const_cast<void*>(in), prepared_.dtypes[x]},
-                                                  nullptr, 0};
+    const DecodeInput input =
+        norms ? normed(*op(begin))
+              : DecodeInput{{const_cast<void*>(in), prepared_.dtypes[x]}, nullptr, 0};
     decode_linear(launch_, MOELA_ROWS_ALL, input, list, count);
     return first + count - begin;
   }
@@ -129,8 +129,8 @@ class Fuser {
     bool fits = norm_for(begin, has_shared ? 3 : 2) && logits.in[0] == x && logits.in[1] < 0 &&
                 route.in[0] == logits.out[0] && plan.in[0] == route.out[0] && up.in[0] == x &&
                 up.in[1] == plan.out[0] && down.in[0] == up.out[0] && down.in[1] == plan.out[0] &&
-                sum.in[0] == down.out[0] && sum.in[1] == route.out[1] &&
-                up.n[2] == route.n[1] && down.n[2] == route.n[1] && sum.n[1] == route.n[1];
+                sum.in[0] == down.out[0] && sum.in[1] == route.out[1] && up.n[2] == route.n[1] &&
+                down.n[2] == route.n[1] && sum.n[1] == route.n[1];
     const auto alone = [&](int32_t id, int32_t times) {
       return readers_[id] == times && !program_.values[id].value.keep;
     };

@@ -1,10 +1,10 @@
 // Every operation of a program on CUDA: its launcher here, one file each beside this one. The same
 // names and meanings as cpu/ops.h; pointers are to device memory.
 //
-// A decode program's launches are captured once, a bucket of rows each, into a graph and replayed for
-// steps of any content: counts, lengths, pages and experts are read on the device, and rows past the
-// real count are inert. A mixed program is launched anew each step, so that there `bucket` is the
-// step's own number of rows and `context` says how far its projected segments reach.
+// A decode program's launches are captured once, a bucket of rows each, into a graph and replayed
+// for steps of any content: counts, lengths, pages and experts are read on the device, and rows
+// past the real count are inert. A mixed program is launched anew each step, so that there `bucket`
+// is the step's own number of rows and `context` says how far its projected segments reach.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -72,7 +72,7 @@ struct Step {
   const moela_segment* segments;  // [n_segments]
   const int32_t* pages;
   const PagePool* pools;
-  const int32_t* logit_rows;      // [n_logits]
+  const int32_t* logit_rows;  // [n_logits]
 
   // Rows of a moela_rows: [begin, end). On the device only.
   __device__ int begin(int rows) const {
@@ -89,15 +89,15 @@ struct Step {
 struct Launch {
   cudaStream_t stream;
   Step step;
-  int32_t bucket;        // rows (or logits rows) of the step at most: what grids are sized for
-  int32_t absorbed;      // of them on the absorbed path at most; the rest may be projected
-  int64_t context;       // keys of a projected segment at most; 0 in decode programs
-  int64_t projected_keys; // sum over projected segments of their keys, each rounded up to 128
-  int32_t sms;           // multiprocessors
-  bool hopper;           // sm_90a kernels may be used
-  bool overlap;          // programmatic dependent launch: see launch.h
-  char* scratch;         // for the operation at hand alone; zero before the first replay, and every
-  int64_t scratch_bytes; // operation that needs it zero leaves it zero
+  int32_t bucket;          // rows (or logits rows) of the step at most: what grids are sized for
+  int32_t absorbed;        // of them on the absorbed path at most; the rest may be projected
+  int64_t context;         // keys of a projected segment at most; 0 in decode programs
+  int64_t projected_keys;  // sum over projected segments of their keys, each rounded up to 128
+  int32_t sms;             // multiprocessors
+  bool hopper;             // sm_90a kernels may be used
+  bool overlap;            // programmatic dependent launch: see launch.h
+  char* scratch;  // for the operation at hand alone; zero before the first replay, and every
+  int64_t scratch_bytes;  // operation that needs it zero leaves it zero
 };
 
 // The products. Rows on the absorbed path take the stream family (mma.sync, or f32 arithmetic for
@@ -156,11 +156,11 @@ struct Outputs {
   const moela_sampling* samplings;  // [n_logits]
   const int32_t* aux;
   // Tokens drawn by earlier steps of the same call, per sampling: they belong to its history.
-  const int32_t* drawn;             // [n_logits, drawn_stride]
+  const int32_t* drawn;  // [n_logits, drawn_stride]
   int32_t drawn_stride;
-  const int32_t* n_drawn;           // one number
-  int32_t first_sampling;           // index of samplings[0] among the step's
-  int32_t* entries;                 // [n_logits, entry_words]: see moela_step
+  const int32_t* n_drawn;  // one number
+  int32_t first_sampling;  // index of samplings[0] among the step's
+  int32_t* entries;        // [n_logits, entry_words]: see moela_step
   int32_t entry_words;
 };
 void logprob(const Launch&, const Outputs&, int64_t vocab, const float* logits);

@@ -34,9 +34,8 @@ void router(const Launch& at, int32_t rows, const RouterShape& shape, const floa
   const int32_t most = most_rows(at, rows);
   if (most == 0) return;
   if (shape.experts > ROUTE_MOST || shape.n_group > 32 || shape.top_k > 32) {
-    throw Error(MOELA_ERR_ARGUMENT,
-                "router: at most " + std::to_string(ROUTE_MOST) +
-                    " experts in 32 groups, 32 of them chosen, on CUDA");
+    throw Error(MOELA_ERR_ARGUMENT, "router: at most " + std::to_string(ROUTE_MOST) +
+                                        " experts in 32 groups, 32 of them chosen, on CUDA");
   }
   if (bias && bias->dtype != MOELA_F32) {
     throw Error(MOELA_ERR_ARGUMENT, "router: the bias must be f32");

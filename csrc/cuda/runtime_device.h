@@ -27,8 +27,8 @@ class CudaDevice : public moela_device {
 
   int index = 0;
   int sms = 0;
-  bool hopper = false;      // sm_90a kernels may be used
-  bool can_overlap = false; // programmatic dependent launch
+  bool hopper = false;       // sm_90a kernels may be used
+  bool can_overlap = false;  // programmatic dependent launch
 
  private:
   int major_ = 0;

@@ -83,8 +83,7 @@ void execute(CudaBackend& backend, const Program& program, const Prepared& prepa
                          o.out(0));
     case MOELA_OP_ROUTER: {
       const RouterShape shape{n[0], n[1], n[2], n[3], n[4], n[5], n[6] != 0, op.f[0]};
-      return router(at, op.rows, shape, o.in_f32(0), o.maybe_weight(0), o.out_ids(0),
-                    o.out_f32(1));
+      return router(at, op.rows, shape, o.in_f32(0), o.maybe_weight(0), o.out_ids(0), o.out_f32(1));
     }
     case MOELA_OP_MOE_PLAN:
       return moe_plan(at, op.rows, n[0], n[1], o.in_ids(0), o.out_ids(0));
@@ -102,9 +101,9 @@ void execute(CudaBackend& backend, const Program& program, const Prepared& prepa
     case MOELA_OP_LOGITS_OUT: {
       if (!place.host_logits) return;
       const int64_t bytes = int64_t{place.logits} * n[0] * 4;
-      return check(cudaMemcpyAsync(place.host_logits, o.in_f32(0), bytes, cudaMemcpyDeviceToHost,
-                                   at.stream),
-                   "copying logits from the GPU");
+      return check(
+          cudaMemcpyAsync(place.host_logits, o.in_f32(0), bytes, cudaMemcpyDeviceToHost, at.stream),
+          "copying logits from the GPU");
     }
     case MOELA_OP_LOGPROB:
       if (place.outputs.targets) logprob(at, place.outputs, n[0], o.in_f32(0));

@@ -1,5 +1,5 @@
-// Kernels of the runtime itself: generated weights, the bandwidth that benchmarks divide by, and what
-// happens between two steps of one call.
+// Kernels of the runtime itself: generated weights, the bandwidth that benchmarks divide by, and
+// what happens between two steps of one call.
 #include <cuda_bf16.h>
 
 #include "cuda/launch.h"

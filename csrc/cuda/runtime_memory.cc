@@ -10,7 +10,8 @@
 namespace moela::cuda {
 namespace {
 
-// The driver's functions for virtual memory, found at run time: the library needs no libcuda to load.
+// The driver's functions for virtual memory, found at run time: the library needs no libcuda to
+// load.
 struct Driver {
   decltype(&cuMemGetAllocationGranularity) granularity;
   decltype(&cuMemAddressReserve) reserve;

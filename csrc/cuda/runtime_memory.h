@@ -1,5 +1,5 @@
-// The GPU's memory: blocks, ranges of addresses whose memory comes with use, and pinned memory of the
-// host. The GPU must be the thread's current one.
+// The GPU's memory: blocks, ranges of addresses whose memory comes with use, and pinned memory of
+// the host. The GPU must be the thread's current one.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -24,8 +24,8 @@ class CudaMemory : public DeviceMemory {
   int device_;
 };
 
-// A reserved range. Chunks get zeroed memory with the first use() that touches them, and lose it with
-// the last discard().
+// A reserved range. Chunks get zeroed memory with the first use() that touches them, and lose it
+// with the last discard().
 class CudaRange : public DeviceMemory {
  public:
   // `fine`: in the smallest chunks there are, however large the range.

@@ -97,9 +97,9 @@ void CudaBackend::pool_added(const moela::Pool& pool) {
   const size_t id = model.pools.size() - 1;
   require(id < MAX_POOLS, "a model has at most 64 pools on a GPU");
   const moela::PagePool& view = pool.view;
-  const PagePool mine = {view.dtype,       view.layers,        view.kv_lora_rank,
-                         view.qk_rope_head_dim, view.row_bytes(), view.layer_bytes(),
-                         view.page_bytes(), view.base};
+  const PagePool mine = {
+      view.dtype,       view.layers,        view.kv_lora_rank, view.qk_rope_head_dim,
+      view.row_bytes(), view.layer_bytes(), view.page_bytes(), view.base};
   device.copy_in(reinterpret_cast<PagePool*>(pools.data()) + id, &mine, sizeof mine);
 }
 
@@ -125,7 +125,8 @@ bool rounds_inputs(const moela::Weight& weight) {
 }
 
 // F32 everywhere but where the only readers are products that round to bf16 anyway.
-std::vector<int32_t> value_dtypes(const Program& program, const std::vector<StoredWeight>& weights) {
+std::vector<int32_t> value_dtypes(const Program& program,
+                                  const std::vector<StoredWeight>& weights) {
   std::vector<int32_t> dtypes;
   for (const PlannedValue& value : program.values) {
     const bool made = value.producer >= 0 && !value.value.keep;
@@ -165,9 +166,8 @@ Prepared& CudaBackend::prepare(int32_t id) {
   const Program& program = model.programs[id];
   if (mine.dtypes.empty() && !program.values.empty()) {
     mine.dtypes = value_dtypes(program, model.weights);
-    const bool keeps =
-        std::any_of(program.values.begin(), program.values.end(),
-                    [](const PlannedValue& value) { return value.value.keep != 0; });
+    const bool keeps = std::any_of(program.values.begin(), program.values.end(),
+                                   [](const PlannedValue& value) { return value.value.keep != 0; });
     mine.recordable = !program.has_projected && program.kv_lora_rank > 0 && !keeps &&
                       program.desc.max_rows <= DECODE_CAPACITY;
     fused.grow(fused_bytes(program));

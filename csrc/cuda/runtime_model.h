@@ -26,14 +26,14 @@ constexpr int REPORTS = 16;
 enum { REPORT_STEP = 0, REPORT_ENTRIES = 1, REPORT_ROWS = 2, REPORT_WORDS = 16 };
 
 struct StepState {
-  int32_t entries;        // written so far in this call
+  int32_t entries;  // written so far in this call
   int32_t step;
   int32_t* host_entries;  // where they go, in the host's memory
 };
 
 // What happens between two steps of a call: see advance_kernel.
 struct Advance {
-  Counts* counts;    // [n_blocks], of each block of logits rows
+  Counts* counts;  // [n_blocks], of each block of logits rows
   int32_t n_blocks;
   int32_t block_rows;
   int32_t* tokens;
@@ -76,8 +76,8 @@ struct Inputs {
 // Recorded launches of a decode program for at most so many rows.
 struct Recorded {
   cudaGraphExec_t layers = nullptr;
-  cudaGraphExec_t step = nullptr;      // layers and tail
-  cudaGraphExec_t advancing = nullptr; // layers, tail, and what prepares the next step
+  cudaGraphExec_t step = nullptr;       // layers and tail
+  cudaGraphExec_t advancing = nullptr;  // layers, tail, and what prepares the next step
   void destroy();
 };
 
@@ -132,9 +132,9 @@ int64_t weight_scale_bytes(int32_t dtype, int64_t rows, int64_t cols);
 
 // Where an operation reads and writes beside its values.
 struct Place {
-  Launch launch;       // but for bucket and scratch
-  int32_t rows;        // of the step at most
-  int32_t logits;      // of the block of logits rows at most
+  Launch launch;   // but for bucket and scratch
+  int32_t rows;    // of the step at most
+  int32_t logits;  // of the block of logits rows at most
   Outputs outputs;
   float* host_logits;  // the block's, or NULL
 };

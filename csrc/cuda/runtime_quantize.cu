@@ -77,7 +77,8 @@ __device__ uint8_t fp8_bits(float value) {
 __global__ void __launch_bounds__(THREADS) fp8_kernel(Matrix w, uint8_t* q, float* scales) {
   __shared__ float room[THREADS / 32];
   const int64_t down = blockIdx.x / w.groups() * GROUP, across = blockIdx.x % w.groups() * GROUP;
-  const int64_t rows = min(int64_t{GROUP}, w.rows - down), cols = min(int64_t{GROUP}, w.cols - across);
+  const int64_t rows = min(int64_t{GROUP}, w.rows - down),
+                cols = min(int64_t{GROUP}, w.cols - across);
   float largest = 0;
   for (int i = threadIdx.x; i < GROUP * GROUP; i += THREADS) {
     const int row = i / GROUP, col = i % GROUP;
@@ -168,7 +169,8 @@ __global__ void __launch_bounds__(THREADS) int4_kernel(Matrix w, uint32_t* q, ui
     const uint16_t candidate = bf16_bits(sign * widest / most);
     const float value = bf16_value(candidate);
     const float ratio = step / fabsf(value);
-    const int down = min(max(static_cast<int>(ratio), 1), MAX_FACTOR), up = min(down + 1, MAX_FACTOR);
+    const int down = min(max(static_cast<int>(ratio), 1), MAX_FACTOR),
+              up = min(down + 1, MAX_FACTOR);
     const float error_down = error_of(x, static_cast<float>(down) * value);
     const float error_up = error_of(x, static_cast<float>(up) * value);
     const float mine = fminf(error_down, error_up);
@@ -223,7 +225,7 @@ void quantize_weight(int32_t stored, const void* from, int64_t rows, int64_t col
   const int64_t groups = rows * w.groups();
   if (dtype == MOELA_INT8) {
     int8_kernel<<<blocks_of(groups * 32), THREADS, 0, stream>>>(w, static_cast<int8_t*>(data),
-                                                               static_cast<uint16_t*>(scales));
+                                                                static_cast<uint16_t*>(scales));
   } else if (dtype == MOELA_INT4) {
     int4_kernel<<<blocks_of(groups * SUBGROUPS), THREADS, 0, stream>>>(
         w, static_cast<uint32_t*>(data), static_cast<uint32_t*>(scales));

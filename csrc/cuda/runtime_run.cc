@@ -165,13 +165,13 @@ Place Run::tail_place(int32_t block) const {
     out.samplings = inputs_.at<moela_sampling>(inputs_.samplings) + first;
     out.aux = reinterpret_cast<const int32_t*>(backend_.aux.data());
     out.drawn_stride = drawn_stride_;
-    out.drawn = reinterpret_cast<const int32_t*>(backend_.drawn.data()) +
-                int64_t{first} * drawn_stride_;
+    out.drawn =
+        reinterpret_cast<const int32_t*>(backend_.drawn.data()) + int64_t{first} * drawn_stride_;
     out.n_drawn = inputs_.at<int32_t>(inputs_.n_drawn);
     out.first_sampling = first;
     out.entry_words = entry_words_;
-    out.entries = reinterpret_cast<int32_t*>(backend_.entries.data()) +
-                  int64_t{first} * entry_words_;
+    out.entries =
+        reinterpret_cast<int32_t*>(backend_.entries.data()) + int64_t{first} * entry_words_;
   }
   if (a_.logits) place.host_logits = a_.logits + int64_t{first} * program_.vocab_out;
   return place;

@@ -55,7 +55,8 @@ __device__ __noinline__ void write_top(const float* row, int vocab, double norma
   }
 }
 
-__global__ void __launch_bounds__(FILTER_THREADS) rows_kernel(const __grid_constant__ SampleArguments a) {
+__global__ void __launch_bounds__(FILTER_THREADS)
+    rows_kernel(const __grid_constant__ SampleArguments a) {
   __shared__ FilterRoom room;
   wait_for_previous();
   allow_next();

@@ -23,12 +23,12 @@ struct SampleArguments {
   Outputs outputs;
   const float* logits;
   int vocab, n_slices;
-  SampleRow* states;  // [rows]
-  SampleSlice* slices;     // [rows, n_slices]
-  float* raw_groups, *groups;  // [rows, n_slices, GROUPS]: the largest of each, before and after
-  int32_t* likely;   // [rows, LIKELY_TOKENS]
-  int32_t* top;      // [rows, TOP_TOKENS]
-  float* processed;  // [rows, vocab]
+  SampleRow* states;           // [rows]
+  SampleSlice* slices;         // [rows, n_slices]
+  float *raw_groups, *groups;  // [rows, n_slices, GROUPS]: the largest of each, before and after
+  int32_t* likely;             // [rows, LIKELY_TOKENS]
+  int32_t* top;                // [rows, TOP_TOKENS]
+  float* processed;            // [rows, vocab]
 
   __device__ const int32_t* aux(int offset) const { return outputs.aux + offset; }
   __device__ int n_drawn() const { return outputs.n_drawn ? *outputs.n_drawn : 0; }
@@ -66,8 +66,9 @@ __device__ __forceinline__ uint64_t row_largest(const SampleSlice* slices, int n
 }
 
 // The candidates of a row before any filter.
-__device__ __forceinline__ Candidates candidates_of(const SampleArguments& a, const moela_sampling& s,
-                                                    const float* row, uint64_t largest) {
+__device__ __forceinline__ Candidates candidates_of(const SampleArguments& a,
+                                                    const moela_sampling& s, const float* row,
+                                                    uint64_t largest) {
   Candidates c{};
   c.row = row;
   c.vocab = a.vocab;
@@ -79,8 +80,9 @@ __device__ __forceinline__ Candidates candidates_of(const SampleArguments& a, co
   c.n_list = -1;
   return c;
 }
-__device__ __forceinline__ const float* processed_row(const SampleArguments& a, const moela_sampling& s,
-                                                      int row, int n_drawn) {
+__device__ __forceinline__ const float* processed_row(const SampleArguments& a,
+                                                      const moela_sampling& s, int row,
+                                                      int n_drawn) {
   return (changes_logits(s, n_drawn) ? a.processed : a.logits) +
          static_cast<int64_t>(row) * a.vocab;
 }

@@ -31,8 +31,7 @@ __device__ __forceinline__ void load_four(const float* row, int token, int vocab
   for (int j = 0; j < 4; j++) x[j] = token + j < vocab ? row[token + j] : NEVER;
 }
 
-__device__ __forceinline__ void load_groups(const float* groups, int n,
-                                            float (&x)[GROUPS_EACH]) {
+__device__ __forceinline__ void load_groups(const float* groups, int n, float (&x)[GROUPS_EACH]) {
 #pragma unroll
   for (int i = 0; i < GROUPS_EACH; i++) {
     const int at = threadIdx.x + i * DRAW_THREADS;
@@ -113,7 +112,8 @@ __device__ __forceinline__ Draw slice_draw(const Candidates& c, const moela_samp
   return best;
 }
 
-__global__ void __launch_bounds__(DRAW_THREADS) draws_kernel(const __grid_constant__ SampleArguments a) {
+__global__ void __launch_bounds__(DRAW_THREADS)
+    draws_kernel(const __grid_constant__ SampleArguments a) {
   __shared__ DrawRoom room;
   wait_for_previous();
   allow_next();
@@ -147,8 +147,8 @@ __global__ void __launch_bounds__(DRAW_THREADS) draws_kernel(const __grid_consta
   }
   const Candidates c = candidates_of(a, s, nullptr, largest);
   if (!filters(s)) {
-    const Draw best = slice_draw(c, s, static_cast<uint32_t>(s.index + n_drawn),
-                                 key_token(largest), token, x, room);
+    const Draw best = slice_draw(c, s, static_cast<uint32_t>(s.index + n_drawn), key_token(largest),
+                                 token, x, room);
     if (thread == 0) slices[slice].draw = best;
     return;
   }
@@ -159,9 +159,7 @@ __global__ void __launch_bounds__(DRAW_THREADS) draws_kernel(const __grid_consta
   if (by_count) {
     bound = bound_of(groups, n_groups, s.top_k);
   } else {
-    const auto mass = [&](float v) {
-      return v > NEVER ? mass_of(c.scaled(v)) : uint64_t{0};
-    };
+    const auto mass = [&](float v) { return v > NEVER ? mass_of(c.scaled(v)) : uint64_t{0}; };
     const uint64_t own = block_sum(mass(x[0]) + mass(x[1]) + mass(x[2]) + mass(x[3]), room);
     if (thread == 0) atomicAdd(reinterpret_cast<unsigned long long*>(&state.whole), own);
     // The groups' largest are a part of the whole.

@@ -11,8 +11,8 @@ struct SliceRoom {
 
 // Bias, penalties, mask and stop tokens on a slice in shared memory, as process_logits() on the
 // CPU.
-__device__ __noinline__ void process_slice(const SampleArguments& a, const moela_sampling& s, int row,
-                                           int n_drawn, int begin, SliceRoom& room) {
+__device__ __noinline__ void process_slice(const SampleArguments& a, const moela_sampling& s,
+                                           int row, int n_drawn, int begin, SliceRoom& room) {
   constexpr uint32_t PROMPT = 0x80000000u;
   const int thread = threadIdx.x, n = static_cast<int>(VOCAB_SLICE);
   // A thread has the tokens that leave its number, so that a list is applied in its own order.

@@ -18,10 +18,10 @@ inline int64_t logprob_scratch(int64_t vocab, int64_t rows) {
   return rows * vocab_slices(vocab) * 8;
 }
 
-// sample() of up to `rows` rows: for each, a state, the slices' results, lists of likely tokens, and
-// the logits after bias, penalties and masks.
-constexpr int64_t SLICE_BYTES = 32;     // of a slice's results
-constexpr int64_t SLICE_GROUPS = 32;    // groups of a slice whose largest logits are kept, twice
+// sample() of up to `rows` rows: for each, a state, the slices' results, lists of likely tokens,
+// and the logits after bias, penalties and masks.
+constexpr int64_t SLICE_BYTES = 32;       // of a slice's results
+constexpr int64_t SLICE_GROUPS = 32;      // groups of a slice whose largest logits are kept, twice
 constexpr int64_t LIKELY_TOKENS = 16384;  // that a list of candidates holds at most
 constexpr int64_t TOP_TOKENS = 2048;      // that a list for top log-probabilities holds at most
 constexpr int64_t ROW_STATE_BYTES = 32;

@@ -47,11 +47,11 @@ MOELA_API int64_t moela_layout(char* out, size_t out_len);
 
 typedef enum moela_status {
   MOELA_OK = 0,
-  MOELA_ERR_ARGUMENT = 1,   /* a value out of range, a handle of the wrong kind */
-  MOELA_ERR_MEMORY = 2,     /* message: "<bytes asked> <bytes free> <what for>" */
-  MOELA_ERR_IO = 3,         /* a file could not be opened, mapped or is too short */
-  MOELA_ERR_DEVICE = 4,     /* no such device, or it has failed */
-  MOELA_ERR_CANCELLED = 5,  /* the control word asked for it */
+  MOELA_ERR_ARGUMENT = 1,  /* a value out of range, a handle of the wrong kind */
+  MOELA_ERR_MEMORY = 2,    /* message: "<bytes asked> <bytes free> <what for>" */
+  MOELA_ERR_IO = 3,        /* a file could not be opened, mapped or is too short */
+  MOELA_ERR_DEVICE = 4,    /* no such device, or it has failed */
+  MOELA_ERR_CANCELLED = 5, /* the control word asked for it */
   MOELA_ERR_INTERNAL = 6
 } moela_status;
 
@@ -72,10 +72,10 @@ typedef enum moela_dtype {
 typedef struct moela_device moela_device;
 
 typedef struct moela_device_options {
-  uint32_t size;     /* sizeof(moela_device_options) */
-  int32_t index;     /* which GPU; 0 on the CPU */
-  int32_t threads;   /* CPU threads, the caller included; 0: as many as the process may use */
-  int32_t kernels;   /* moela_kernels; 0: the best that the device has */
+  uint32_t size;   /* sizeof(moela_device_options) */
+  int32_t index;   /* which GPU; 0 on the CPU */
+  int32_t threads; /* CPU threads, the caller included; 0: as many as the process may use */
+  int32_t kernels; /* moela_kernels; 0: the best that the device has */
 } moela_device_options;
 
 typedef enum moela_kernels {
@@ -90,12 +90,12 @@ typedef enum moela_kernels {
 
 typedef struct moela_device_info {
   uint32_t size;
-  int32_t kernels;         /* in use */
-  int32_t available;       /* bit set: 1 << moela_kernels of those that would work */
+  int32_t kernels;   /* in use */
+  int32_t available; /* bit set: 1 << moela_kernels of those that would work */
   int32_t threads;
-  uint64_t memory_total;   /* bytes */
-  uint64_t memory_free;    /* CPU: the smaller of what is available and the cgroup's limit less its use */
-  char name[96];           /* processor or GPU */
+  uint64_t memory_total; /* bytes */
+  uint64_t memory_free;  /* on the CPU within the cgroup's limit */
+  char name[96];         /* processor or GPU */
 } moela_device_info;
 
 /* Errors: DEVICE when the kernels asked for are not available here. */
@@ -125,9 +125,9 @@ MOELA_API void moela_model_destroy(moela_model* model);
 typedef struct moela_memory {
   uint32_t size;
   uint32_t reserved;
-  uint64_t weights_private;  /* bytes allocated for weights */
-  uint64_t weights_mapped;   /* bytes of weights read from mapped files in place */
-  uint64_t pools;            /* bytes of pages in use, all pools */
+  uint64_t weights_private; /* bytes allocated for weights */
+  uint64_t weights_mapped;  /* bytes of weights read from mapped files in place */
+  uint64_t pools;           /* bytes of pages in use, all pools */
   uint64_t workspace;
 } moela_memory;
 MOELA_API int32_t moela_model_memory(moela_model* model, moela_memory* memory, char* err,
@@ -156,21 +156,21 @@ MOELA_API int32_t moela_model_add_file(moela_model* model, const char* path, cha
  */
 typedef struct moela_weight_desc {
   uint32_t size;
-  int32_t stored;  /* moela_dtype in the files */
-  int32_t dtype;   /* wanted: equal to stored reads the mapping in place, else converted now */
+  int32_t stored; /* moela_dtype in the files */
+  int32_t dtype;  /* wanted: equal to stored reads the mapping in place, else converted now */
   int32_t count;
   int64_t rows;
   int64_t cols;
-  uint64_t seed;   /* generated weights: see moela_generate */
+  uint64_t seed; /* generated weights: see moela_generate */
   float mean;
   float deviation;
 } moela_weight_desc;
 
 typedef struct moela_weight_part { /* one of `count` */
-  int32_t file;          /* index from moela_model_add_file; -1: generated */
-  int32_t scale_file;    /* types with scales: their file; else -1 */
-  uint64_t offset;       /* bytes from the file's start; generated: the tensor's key */
-  uint64_t scale_offset; /* types with scales: where they begin in their file */
+  int32_t file;                    /* index from moela_model_add_file; -1: generated */
+  int32_t scale_file;              /* types with scales: their file; else -1 */
+  uint64_t offset;                 /* bytes from the file's start; generated: the tensor's key */
+  uint64_t scale_offset;           /* types with scales: where they begin in their file */
 } moela_weight_part;
 
 /*
@@ -228,11 +228,11 @@ MOELA_API int32_t moela_convert(const moela_weight_desc* desc, const void* data,
  */
 typedef struct moela_pool_desc {
   uint32_t size;
-  int32_t dtype;            /* MOELA_F32, BF16, FP8, INT8 or INT6 */
+  int32_t dtype; /* MOELA_F32, BF16, FP8, INT8 or INT6 */
   int32_t layers;
   int32_t kv_lora_rank;
   int32_t qk_rope_head_dim;
-  int32_t max_pages;        /* address space is reserved for these; memory comes with use */
+  int32_t max_pages; /* address space is reserved for these; memory comes with use */
 } moela_pool_desc;
 
 /* Returns the pool's id (>= 0) or -status. */
@@ -352,7 +352,7 @@ typedef struct moela_value {
   int32_t rows;  /* MOELA_ROWS_LOGITS, or anything else for the step's rows */
   int64_t cols;
   int64_t extra;
-  int32_t keep;  /* 1: keeps its contents after the step, for moela_value_read */
+  int32_t keep; /* 1: keeps its contents after the step, for moela_value_read */
   int32_t reserved;
 } moela_value;
 
@@ -370,8 +370,8 @@ typedef struct moela_program_desc {
  * Returns the program's id (>= 0) or -status. Workspace is shared by all programs of the model.
  */
 MOELA_API int32_t moela_model_add_program(moela_model* model, const moela_program_desc* desc,
-                                          const moela_value* values, const moela_op* ops,
-                                          char* err, size_t err_len);
+                                          const moela_value* values, const moela_op* ops, char* err,
+                                          size_t err_len);
 
 /* Values of the program's last step (keep) or, written, of its next: [first, first + count). */
 MOELA_API int32_t moela_value_read(moela_model* model, int32_t program, int32_t value,
@@ -381,41 +381,43 @@ MOELA_API int32_t moela_value_write(moela_model* model, int32_t program, int32_t
                                     int64_t first, int64_t count, const void* data, char* err,
                                     size_t err_len);
 
-/* ---- steps ------------------------------------------------------------------------------------ */
+/* ---- steps ------------------------------------------------------------------------------------
+ */
 
 /* Consecutive rows of one sequence. Segments of the absorbed path come first. */
 typedef struct moela_segment {
-  int32_t row;       /* first row */
-  int32_t rows;      /* count, >= 1 */
-  int32_t position;  /* of the first row */
+  int32_t row;      /* first row */
+  int32_t rows;     /* count, >= 1 */
+  int32_t position; /* of the first row */
   int32_t pool;
-  int32_t page;      /* first entry of this sequence in `pages`: entry i holds tokens [64 i, 64 i + 64) */
+  int32_t
+      page; /* first entry of this sequence in `pages`: entry i holds tokens [64 i, 64 i + 64) */
   int32_t n_pages;
 } moela_segment;
 
 /* How the token after a logits row is drawn. Offsets are entries of `aux`. */
 typedef struct moela_sampling {
-  float temperature;          /* 0: greedy */
-  float top_p;                /* 1: off */
-  float min_p;                /* 0: off */
-  float typical_p;            /* 1: off */
-  float repetition_penalty;   /* 1: off */
-  float presence_penalty;     /* 0: off */
-  float frequency_penalty;    /* 0: off */
-  int32_t top_k;              /* 0: off */
+  float temperature;        /* 0: greedy */
+  float top_p;              /* 1: off */
+  float min_p;              /* 0: off */
+  float typical_p;          /* 1: off */
+  float repetition_penalty; /* 1: off */
+  float presence_penalty;   /* 0: off */
+  float frequency_penalty;  /* 0: off */
+  int32_t top_k;            /* 0: off */
   uint64_t seed;
-  int32_t index;              /* of the token to be drawn, [0, 2^31 - 65536): the draw's counter */
-  int32_t history;            /* prompt tokens, then output tokens */
+  int32_t index;   /* of the token to be drawn, [0, 2^31 - 65536): the draw's counter */
+  int32_t history; /* prompt tokens, then output tokens */
   int32_t n_prompt;
   int32_t n_output;
-  int32_t bias;               /* n_bias pairs: token, bits of an f32 */
+  int32_t bias; /* n_bias pairs: token, bits of an f32 */
   int32_t n_bias;
-  int32_t mask;               /* -1, or ceil(V / 32) words: token t allowed iff bit t % 32 of word t / 32 */
-  int32_t stop;               /* n_stop tokens that end the sequence */
+  int32_t mask; /* -1, or ceil(V / 32) words: token t allowed iff bit t % 32 of word t / 32 */
+  int32_t stop; /* n_stop tokens that end the sequence */
   int32_t n_stop;
-  int32_t min_index;          /* until this index the stop tokens are not drawn */
-  int32_t top_logprobs;       /* -1: none wanted, not even the token's own */
-  int32_t segment;            /* whose next token it is */
+  int32_t min_index;    /* until this index the stop tokens are not drawn */
+  int32_t top_logprobs; /* -1: none wanted, not even the token's own */
+  int32_t segment;      /* whose next token it is */
 } moela_sampling;
 
 /*
@@ -423,8 +425,8 @@ typedef struct moela_sampling {
  * temperature (> 0) and filters.
  */
 MOELA_API int32_t moela_filter(const moela_sampling* sampling, const int32_t* aux, int32_t n_aux,
-                               const float* logits, int64_t vocab, float* probabilities,
-                               char* err, size_t err_len);
+                               const float* logits, int64_t vocab, float* probabilities, char* err,
+                               size_t err_len);
 
 /*
  * What a step writes for each token drawn, in order of step, then of row:
@@ -435,12 +437,12 @@ MOELA_API int32_t moela_filter(const moela_sampling* sampling, const int32_t* au
 typedef struct moela_step {
   uint32_t size;
   int32_t program;
-  int32_t n_rows;       /* 1 .. max_rows */
-  int32_t n_absorbed;   /* rows on the absorbed path */
+  int32_t n_rows;     /* 1 .. max_rows */
+  int32_t n_absorbed; /* rows on the absorbed path */
   int32_t n_segments;
-  int32_t n_pages;      /* entries of `pages` */
-  int32_t n_logits;     /* 0 .. n_rows; may exceed max_logits */
-  int32_t n_sampling;   /* 0 or n_logits */
+  int32_t n_pages;    /* entries of `pages` */
+  int32_t n_logits;   /* 0 .. n_rows; may exceed max_logits */
+  int32_t n_sampling; /* 0 or n_logits */
   int32_t n_aux;
   int32_t entry_words;  /* >= 4 + 2 max(top_logprobs) */
   int32_t steps;        /* > 1: each drawn token is fed back as the next step's row, so every
@@ -452,12 +454,13 @@ typedef struct moela_step {
 } moela_step;
 
 /* Words of `control` (int32, may lie in shared memory). */
-#define MOELA_CONTROL_CANCEL 0  /* the caller sets it: the call ends between two operations */
-#define MOELA_CONTROL_COUNT 1   /* entries written so far */
-#define MOELA_CONTROL_DONE 2    /* 1 when the call has ended, whatever its status */
-#define MOELA_CONTROL_STEPS 3   /* steps completed: each has written every one of its rows' cache */
-#define MOELA_CONTROL_YIELD 4   /* the caller sets it: the call ends, well, after the step at hand */
-#define MOELA_CONTROL_MASKS 5   /* the caller sets it: the masks in aux are complete */
+#define MOELA_CONTROL_CANCEL 0 /* the caller sets it: the call ends between two operations */
+#define MOELA_CONTROL_COUNT 1  /* entries written so far */
+#define MOELA_CONTROL_DONE 2   /* 1 when the call has ended, whatever its status */
+#define MOELA_CONTROL_STEPS 3  /* steps completed: each has written every one of its rows' cache */
+#define MOELA_CONTROL_YIELD 4  /* the caller sets it: the call ends, well, after the step at hand \
+                                */
+#define MOELA_CONTROL_MASKS 5  /* the caller sets it: the masks in aux are complete */
 #define MOELA_CONTROL_WORDS 8
 
 /*
@@ -468,12 +471,12 @@ typedef struct moela_step {
  * After a failure or cancellation the cache holds exactly the steps of MOELA_CONTROL_STEPS;
  * what lies beyond is undefined and must not be read.
  */
-MOELA_API int32_t moela_model_run(moela_model* model, const moela_step* step,
-                                  const int32_t* tokens, const moela_segment* segments,
-                                  const int32_t* pages, const int32_t* logit_rows,
-                                  const int32_t* targets, const moela_sampling* sampling,
-                                  const int32_t* aux, float* logits, float* logprobs,
-                                  int32_t* entries, int32_t* control, char* err, size_t err_len);
+MOELA_API int32_t moela_model_run(moela_model* model, const moela_step* step, const int32_t* tokens,
+                                  const moela_segment* segments, const int32_t* pages,
+                                  const int32_t* logit_rows, const int32_t* targets,
+                                  const moela_sampling* sampling, const int32_t* aux, float* logits,
+                                  float* logprobs, int32_t* entries, int32_t* control, char* err,
+                                  size_t err_len);
 
 /*
  * Blocks until control[MOELA_CONTROL_COUNT] != seen or control[MOELA_CONTROL_DONE] != 0 or the

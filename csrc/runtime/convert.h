@@ -1,5 +1,5 @@
-// A stored matrix in the type that it runs in. No device takes part: the host's memory is filled, and
-// a device with memory of its own copies from there.
+// A stored matrix in the type that it runs in. No device takes part: the host's memory is filled,
+// and a device with memory of its own copies from there.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ MatrixBytes matrix_bytes(int32_t dtype, int64_t rows, int64_t cols);
 int64_t convert_block(const moela_weight_desc& desc);
 int64_t convert_room(const moela_weight_desc& desc);
 
-// Rows [begin, end), at most convert_block() of them, to desc.dtype: `data` and `scales` are those of
-// the whole matrix.
+// Rows [begin, end), at most convert_block() of them, to desc.dtype: `data` and `scales` are those
+// of the whole matrix.
 void convert_rows(const moela_weight_desc& desc, const StoredMatrix& from, int64_t begin,
                   int64_t end, float* room, char* data, char* scales);
 

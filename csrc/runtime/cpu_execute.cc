@@ -20,9 +20,7 @@ class Operands {
   }
 
  private:
-  char* at(int32_t id) const {
-    return id < 0 ? nullptr : workspace_ + program_.values[id].offset;
-  }
+  char* at(int32_t id) const { return id < 0 ? nullptr : workspace_ + program_.values[id].offset; }
   float* f32(int32_t id) const { return reinterpret_cast<float*>(at(id)); }
   int32_t* i32(int32_t id) const { return reinterpret_cast<int32_t*>(at(id)); }
 
@@ -56,8 +54,8 @@ void run(const moela_op& op, const Operands& o, Context& context) {
     case MOELA_OP_MLA_EXPAND:
       return mla_expand(context, n[0], n[1], n[2], n[3], n[4], o.in(0), o.weight(0), o.out(0));
     case MOELA_OP_MLA_PREFILL:
-      return mla_prefill(context, n[0], n[1], n[2], n[3], n[4], n[5], op.f[0], o.in(0),
-                         o.weight(0), o.out(0));
+      return mla_prefill(context, n[0], n[1], n[2], n[3], n[4], n[5], op.f[0], o.in(0), o.weight(0),
+                         o.out(0));
     case MOELA_OP_ROUTER: {
       const RouterShape shape{n[0], n[1], n[2], n[3], n[4], n[5], n[6] != 0, op.f[0]};
       return router(context, op.rows, shape, o.in(0), o.maybe_weight(0), o.out_ids(0), o.out(1));

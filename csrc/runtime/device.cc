@@ -10,8 +10,8 @@
 namespace moela {
 
 const char* kernels_name(int32_t id) {
-  static const char* const names[] = {"auto",   "reference", "avx2", "avx512",
-                                      "amx",    "generic",   "sm90"};
+  static const char* const names[] = {"auto", "reference", "avx2", "avx512",
+                                      "amx",  "generic",   "sm90"};
   return names[id];
 }
 

@@ -79,10 +79,9 @@ MappedFile::~MappedFile() {
 
 const char* MappedFile::range(uint64_t offset, uint64_t bytes) const {
   if (offset > bytes_ || bytes > bytes_ - offset) {
-    throw Error(MOELA_ERR_IO,
-                format("%s ends at byte %llu, and a tensor needs bytes up to %llu", path_.c_str(),
-                       static_cast<unsigned long long>(bytes_),
-                       static_cast<unsigned long long>(offset + bytes)));
+    throw Error(MOELA_ERR_IO, format("%s ends at byte %llu, and a tensor needs bytes up to %llu",
+                                     path_.c_str(), static_cast<unsigned long long>(bytes_),
+                                     static_cast<unsigned long long>(offset + bytes)));
   }
   return data_ + offset;
 }

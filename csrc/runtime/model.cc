@@ -16,7 +16,9 @@ moela_model* moela_model_create(moela_device* device, char* err, size_t err_len)
 
 void moela_model_destroy(moela_model* model) {
   if (!model) return;
-  { std::lock_guard lock(model->mutex); }  // a call that is running ends first
+  {
+    std::lock_guard lock(model->mutex);
+  }  // a call that is running ends first
   delete model;
 }
 
@@ -81,9 +83,9 @@ char* kept(moela_model* model, int32_t program, int32_t value, int64_t first, in
   require(value >= 0 && value < static_cast<int32_t>(source.values.size()), "no such value");
   const PlannedValue& planned = source.values[value];
   require(planned.value.keep != 0, "the value is not kept");
-  require(first >= 0 && count >= 0 && first <= planned.elements &&
-              count <= planned.elements - first,
-          "the value has fewer elements");
+  require(
+      first >= 0 && count >= 0 && first <= planned.elements && count <= planned.elements - first,
+      "the value has fewer elements");
   return model->workspace->data() + planned.offset + first * 4;
 }
 

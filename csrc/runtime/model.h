@@ -16,8 +16,8 @@ namespace moela {
 
 struct StoredWeight {
   Weight view;
-  Block memory;                   // where a converted or generated weight lives
-  std::vector<char> constant;     // where a constant lives
+  Block memory;                // where a converted or generated weight lives
+  std::vector<char> constant;  // where a constant lives
   uint64_t mapped_bytes = 0;
   // On a GPU: all parts, then all scales, in its memory, which `view` then points to. Parts and
   // scales are `part_bytes` and `scale_part_bytes` apart.
@@ -29,7 +29,7 @@ struct StoredWeight {
 struct Pool {
   PagePool view;
   std::unique_ptr<DeviceMemory> memory;
-  Block used;                     // uint8 [max_pages]: written since it was released
+  Block used;  // uint8 [max_pages]: written since it was released
   int64_t n_used = 0;
 
   // Says that a page is about to be written, or that it holds nothing any more.

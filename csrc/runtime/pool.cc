@@ -38,8 +38,8 @@ int32_t moela_model_add_pool(moela_model* model, const moela_pool_desc* desc, ch
             "pool with a dimension out of range");
     std::lock_guard lock(model->mutex);
     Pool pool;
-    pool.view = {desc->dtype,           desc->layers,    desc->kv_lora_rank,
-                 desc->qk_rope_head_dim, desc->max_pages, nullptr};
+    pool.view = {desc->dtype,     desc->layers, desc->kv_lora_rank, desc->qk_rope_head_dim,
+                 desc->max_pages, nullptr};
     require(desc->max_pages <= MAX_BYTES / pool.view.page_bytes(),
             "pool larger than any address space");
     pool.memory = model->device->allocate(

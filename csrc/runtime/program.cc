@@ -109,8 +109,7 @@ class Checker {
 };
 
 void touches_cache(Program& program, const Checker& c, int64_t layer, int64_t r, int64_t dr) {
-  c.need(program.kv_lora_rank == 0 ||
-             (program.kv_lora_rank == r && program.qk_rope_head_dim == dr),
+  c.need(program.kv_lora_rank == 0 || (program.kv_lora_rank == r && program.qk_rope_head_dim == dr),
          "cache operations disagree about its width");
   c.need(layer < MAX_LAYERS, "a layer is out of range");
   program.kv_lora_rank = r;
@@ -357,9 +356,9 @@ Program plan_program(const moela_program_desc& desc, const moela_value* values, 
   for (int32_t i = 0; i < desc.n_values; i++) {
     const moela_value& value = values[i];
     require(value.dtype == MOELA_F32 || value.dtype == MOELA_I32, "values are f32 or i32");
-    require(value.cols > 0 && value.cols <= INT32_MAX && value.extra >= 0 &&
-                value.extra <= INT32_MAX,
-            "a value's width is out of range");
+    require(
+        value.cols > 0 && value.cols <= INT32_MAX && value.extra >= 0 && value.extra <= INT32_MAX,
+        "a value's width is out of range");
     const int64_t rows = value.rows == MOELA_ROWS_LOGITS ? desc.max_logits : desc.max_rows;
     program.values.push_back({value, rows * value.cols + value.extra, 0, -1});
   }

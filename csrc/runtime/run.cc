@@ -71,15 +71,16 @@ void check(const moela_model& model, const Program& program, const StepArguments
     const int32_t row = a.logit_rows[i];
     require(row >= 0 && row < step.n_rows && (i == 0 || row > a.logit_rows[i - 1]),
             "logits rows must ascend within the rows");
-    require(!a.targets || (a.targets[i] >= -1 && a.targets[i] < std::max<int64_t>(program.vocab_out, 1)),
+    require(!a.targets ||
+                (a.targets[i] >= -1 && a.targets[i] < std::max<int64_t>(program.vocab_out, 1)),
             "a target is out of range");
   }
   require(!a.targets || a.logprobs, "targets without room for their log-probabilities");
   require(step.n_sampling == 0 || step.n_sampling == step.n_logits,
           "every logits row is sampled, or none");
-  require(step.n_sampling == 0 || (a.sampling && a.entries && step.entry_words >= 4 &&
-                                   program.samples),
-          "sampling lacks an argument");
+  require(
+      step.n_sampling == 0 || (a.sampling && a.entries && step.entry_words >= 4 && program.samples),
+      "sampling lacks an argument");
   check_samplings(program, a);
   require(!step.masks_follow || (a.control && step.steps == 1), "masks that follow need control");
   if (step.steps > 1) {
@@ -123,7 +124,7 @@ int32_t moela_model_run(moela_model* model, const moela_step* step, const int32_
             "no such program");
     const Program& program = model->programs[step->program];
     const StepArguments arguments{step,     tokens, segments, pages,    logit_rows, targets,
-                              sampling, aux,    logits,   logprobs, entries,    control};
+                                  sampling, aux,    logits,   logprobs, entries,    control};
     check(*model, program, arguments);
     model->backend->check_alive();
     mark_pages(*model, program, arguments);

@@ -24,9 +24,12 @@ class Threads {
   // Returns when all are done. Not reentrant; one caller at a time. The body must not throw.
   template <class Body>
   void parallel_for(int64_t tasks, const Body& body) {
-    run(tasks, [](const void* context, int64_t task, int thread) {
-      (*static_cast<const Body*>(context))(task, thread);
-    }, &body);
+    run(
+        tasks,
+        [](const void* context, int64_t task, int thread) {
+          (*static_cast<const Body*>(context))(task, thread);
+        },
+        &body);
   }
 
  private:

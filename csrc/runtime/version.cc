@@ -31,7 +31,7 @@ class Layouts {
   bool first_ = true;
 };
 
-#define STRUCT(type) \
+#define STRUCT(type)    \
   using Current = type; \
   layouts.begin(#type, sizeof(type));
 #define FIELD(name) layouts.field(#name, offsetof(Current, name), sizeof(Current::name));
@@ -44,18 +44,20 @@ std::string describe() {
   }
   {
     STRUCT(moela_device_info)
-    FIELD(size) FIELD(kernels) FIELD(available) FIELD(threads) FIELD(memory_total)
-    FIELD(memory_free) FIELD(name)
+    FIELD(size)
+    FIELD(kernels) FIELD(available) FIELD(threads) FIELD(memory_total) FIELD(memory_free)
+        FIELD(name)
   }
   {
     STRUCT(moela_memory)
-    FIELD(size) FIELD(reserved) FIELD(weights_private) FIELD(weights_mapped) FIELD(pools)
-    FIELD(workspace)
+    FIELD(size)
+    FIELD(reserved) FIELD(weights_private) FIELD(weights_mapped) FIELD(pools) FIELD(workspace)
   }
   {
     STRUCT(moela_weight_desc)
-    FIELD(size) FIELD(stored) FIELD(dtype) FIELD(count) FIELD(rows) FIELD(cols) FIELD(seed)
-    FIELD(mean) FIELD(deviation)
+    FIELD(size)
+    FIELD(stored) FIELD(dtype) FIELD(count) FIELD(rows) FIELD(cols) FIELD(seed) FIELD(mean)
+        FIELD(deviation)
   }
   {
     STRUCT(moela_weight_part)
@@ -63,8 +65,8 @@ std::string describe() {
   }
   {
     STRUCT(moela_pool_desc)
-    FIELD(size) FIELD(dtype) FIELD(layers) FIELD(kv_lora_rank) FIELD(qk_rope_head_dim)
-    FIELD(max_pages)
+    FIELD(size)
+    FIELD(dtype) FIELD(layers) FIELD(kv_lora_rank) FIELD(qk_rope_head_dim) FIELD(max_pages)
   }
   {
     STRUCT(moela_op)
@@ -84,16 +86,17 @@ std::string describe() {
   }
   {
     STRUCT(moela_sampling)
-    FIELD(temperature) FIELD(top_p) FIELD(min_p) FIELD(typical_p) FIELD(repetition_penalty)
-    FIELD(presence_penalty) FIELD(frequency_penalty) FIELD(top_k) FIELD(seed) FIELD(index)
-    FIELD(history) FIELD(n_prompt) FIELD(n_output) FIELD(bias) FIELD(n_bias) FIELD(mask)
-    FIELD(stop) FIELD(n_stop) FIELD(min_index) FIELD(top_logprobs) FIELD(segment)
+    FIELD(temperature)
+    FIELD(top_p) FIELD(min_p) FIELD(typical_p) FIELD(repetition_penalty) FIELD(presence_penalty)
+        FIELD(frequency_penalty) FIELD(top_k) FIELD(seed) FIELD(index) FIELD(history)
+            FIELD(n_prompt) FIELD(n_output) FIELD(bias) FIELD(n_bias) FIELD(mask) FIELD(stop)
+                FIELD(n_stop) FIELD(min_index) FIELD(top_logprobs) FIELD(segment)
   }
   {
     STRUCT(moela_step)
-    FIELD(size) FIELD(program) FIELD(n_rows) FIELD(n_absorbed) FIELD(n_segments) FIELD(n_pages)
-    FIELD(n_logits) FIELD(n_sampling) FIELD(n_aux) FIELD(entry_words) FIELD(steps)
-    FIELD(masks_follow)
+    FIELD(size)
+    FIELD(program) FIELD(n_rows) FIELD(n_absorbed) FIELD(n_segments) FIELD(n_pages) FIELD(n_logits)
+        FIELD(n_sampling) FIELD(n_aux) FIELD(entry_words) FIELD(steps) FIELD(masks_follow)
   }
   return layouts.end();
 }

@@ -169,8 +169,7 @@ int32_t moela_model_read_weight(moela_model* model, int32_t weight, int32_t part
       model->device->copy_out(scales.data(), view.scales[part], bytes.scales);
     }
     for (int64_t row = 0; row < view.rows; row++) {
-      dequantize_row(view.dtype, row, view.cols, data.data(), scales.data(),
-                     out + row * view.cols);
+      dequantize_row(view.dtype, row, view.cols, data.data(), scales.data(), out + row * view.cols);
     }
   });
 }

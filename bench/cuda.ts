@@ -140,8 +140,8 @@ for (const weights of values.weights.split(",") as WeightsType[]) {
       }
       const rate = phase.tokens * phase.batch / median(seconds);
       const read = bytesPerToken(model.config, {
-        weightBytes: WEIGHT_BYTES[weights],
-        cacheBytes: 2,
+        weights,
+        cache: "bf16",
         rows: phase.phase === "decode" ? phase.batch : phase.tokens,
         context: phase.phase === "decode"
           ? phase.context + phase.tokens / 2

@@ -33,7 +33,7 @@ import {
   kernelSets,
   normals,
 } from "./support/ops.ts";
-import { BF16_ROUNDING, roundsInput, taken } from "./support/rounding.ts";
+import { BF16_ROUNDING, roundsInput, takenByHead } from "./support/rounding.ts";
 
 // Results are of the order of 1 and sums have at most 576 terms: f32 gives 1.5e-6.
 const TOLERANCE = 5e-6;
@@ -151,7 +151,7 @@ for (const set of kernelSets) {
         const rows = 67, scale = 0.25;
         const { tensor, values } = kvB(kernels, s, type);
         const q = normals(rows * heads * (dn + dr), 11);
-        const rounded = taken(q, set, type);
+        const rounded = takenByHead(q, set, type);
         const expected = new Float64Array(rows * heads * (r + dr));
         for (let i = 0; i < rows * heads; i++) {
           const w_uk = i % heads * (dn + s.v_head_dim) * r;
@@ -187,7 +187,7 @@ for (const set of kernelSets) {
         const heads = s.num_attention_heads, rows = 67;
         const { tensor, values } = kvB(kernels, s, type);
         const latents = normals(rows * heads * r, 12);
-        const rounded = taken(latents, set, type);
+        const rounded = takenByHead(latents, set, type);
         const expected = Float64Array.from(
           { length: rows * heads * dv },
           (_, i) => {

@@ -21,3 +21,12 @@ export function taken(x: Floats, kernels: KernelSetName, type: string): Floats {
     ? x.map((value) => fromBf16(toBf16(value)))
     : x;
 }
+
+/** The same for the products of single heads, which on the CPU are in f32 with every set. */
+export function takenByHead(
+  x: Floats,
+  kernels: KernelSetName,
+  type: string,
+): Floats {
+  return kernels === "amx" ? x : taken(x, kernels, type);
+}

@@ -1,12 +1,17 @@
 /** What nano still knows with its cache in int8, beside bf16. docs/cpu.md has the other types. */
 import { assert, assertEquals } from "@std/assert";
-import { type Cache, loadModel, type Model } from "../mod.ts";
+import { type Cache, loadModel, type LoadOptions, type Model } from "../mod.ts";
 import { openLibraries } from "./support/open_library.ts";
+import { kernelSets } from "./support/ops.ts";
 
 // Before the tests: a library opened within one counts as a leak of it.
 openLibraries();
 const NANO = new URL("../models/nano/", import.meta.url);
 const WINDOW = 1023;
+// One set everywhere: what differs is the cache alone, not what AMX or CUDA round besides.
+const OPTIONS: LoadOptions = kernelSets.includes("avx2")
+  ? { device: "cpu", kernels: "avx2" }
+  : {};
 
 interface Questions {
   chat: { question: string; model: string }[];
@@ -64,7 +69,7 @@ async function answers(model: Model, type: Type): Promise<number> {
 }
 
 const bf16: Promise<{ perplexity: number; answers: number }> = (async () => {
-  await using model = await loadModel(NANO);
+  await using model = await loadModel(NANO, OPTIONS);
   return {
     perplexity: await perplexity(model, "bf16"),
     answers: await answers(model, "bf16"),
@@ -73,7 +78,7 @@ const bf16: Promise<{ perplexity: number; answers: number }> = (async () => {
 
 for (const { type, perplexity: most, answers: fewer } of LIMITS) {
   Deno.test(`perplexity with a cache of ${type} is at most ${100 * most} % above bf16's`, async () => {
-    await using model = await loadModel(NANO);
+    await using model = await loadModel(NANO, OPTIONS);
     const found = await perplexity(model, type);
     const expected = (await bf16).perplexity;
     const error = found / expected - 1;
@@ -81,7 +86,7 @@ for (const { type, perplexity: most, answers: fewer } of LIMITS) {
   });
 
   Deno.test(`at most ${fewer} chat answers fewer than in bf16 with a cache of ${type}`, async () => {
-    await using model = await loadModel(NANO);
+    await using model = await loadModel(NANO, OPTIONS);
     const found = await answers(model, type);
     const expected = (await bf16).answers;
     assert(found >= expected - fewer, `${found} against ${expected}`);

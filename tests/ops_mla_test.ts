@@ -1,7 +1,6 @@
 /** Multi-head latent attention, each operation by itself against its definition in float64. */
 import {
   Kernels,
-  type KernelSetName,
   type MlaShape,
   type NativeDeviceOptions,
   type ProgramRecorder,
@@ -33,17 +32,10 @@ import {
   kernelSets,
   normals,
 } from "./support/ops.ts";
-import { BF16_ROUNDING, roundsInput, takenByHead } from "./support/rounding.ts";
+import { attentionTolerance, takenByHead } from "./support/rounding.ts";
 
 // Results are of the order of 1 and sums have at most 576 terms: f32 gives 1.5e-6.
 const TOLERANCE = 5e-6;
-
-/**
- * CUDA multiplies queries, probabilities and up-projected keys and values in bf16: each is off by at
- * most half a unit in its last place, scores of up to 8 by as much of theirs.
- */
-const attentionTolerance = (kernels: KernelSetName, type: string) =>
-  roundsInput(kernels, type) ? 10 * BF16_ROUNDING : TOLERANCE;
 
 async function one(
   kernels: Kernels,
@@ -230,7 +222,7 @@ for (const set of kernelSets) {
         assertClose(
           await decode(kernels, s, q, all),
           latentAttention(s, q, all),
-          attentionTolerance(set, type),
+          attentionTolerance(set, type, TOLERANCE),
           `rank ${s.kv_lora_rank}`,
         );
       }
@@ -246,7 +238,7 @@ for (const set of kernelSets) {
         assertClose(
           await prefill(kernels, s, q, tensor, all),
           attention(s, q, values, all),
-          attentionTolerance(set, type),
+          attentionTolerance(set, type, TOLERANCE),
           `rank ${s.kv_lora_rank}`,
         );
       }
@@ -262,7 +254,7 @@ for (const set of kernelSets) {
         assertClose(
           await absorbed(kernels, s, q, tensor, all),
           await prefill(kernels, s, q, tensor, all),
-          attentionTolerance(set, type),
+          attentionTolerance(set, type, TOLERANCE),
           `rank ${s.kv_lora_rank}`,
         );
       }

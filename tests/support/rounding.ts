@@ -30,3 +30,18 @@ export function takenByHead(
 ): Floats {
   return kernels === "amx" ? x : taken(x, kernels, type);
 }
+
+/**
+ * CUDA multiplies queries, probabilities and up-projected keys and values in bf16 where weights and
+ * caches are not f32: each is off by at most half a unit in its last place, scores of up to 8 by as
+ * much of theirs.
+ *
+ * @param exact what f32 may be off by
+ */
+export function attentionTolerance(
+  kernels: KernelSetName,
+  type: string,
+  exact: number,
+): number {
+  return onCuda(kernels) && type !== "f32" ? 10 * BF16_ROUNDING : exact;
+}

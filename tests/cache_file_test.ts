@@ -1,13 +1,14 @@
 /** `cache.save()` and `model.loadCache()`. */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { CacheBusyError, CacheFileError, loadModel } from "../mod.ts";
+import { checkpointFolder } from "./support/fixtures.ts";
 import { openLibraries } from "./support/open_library.ts";
 import { Random } from "./support/numbers.ts";
 import { assertSameBits } from "./support/ops.ts";
 
 openLibraries();
 const NANO = new URL("../models/nano/", import.meta.url);
-const TINY = new URL("./fixtures/checkpoints/tiny-v2/", import.meta.url);
+const TINY = checkpointFolder("tiny-v2");
 
 function randomTokens(count: number, below: number, seed: number) {
   const random = new Random(seed);

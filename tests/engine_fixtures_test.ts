@@ -8,25 +8,16 @@ import { type Cache, loadModel, type Model } from "../mod.ts";
 import { openCheckpoint } from "../src/weights/checkpoint.ts";
 import { checkpointSource } from "../src/weights/bind.ts";
 import { buildModel } from "../src/model/load.ts";
+import { checkpointFolder, CHECKPOINTS } from "./support/fixtures.ts";
 import { relativeError } from "./support/numbers.ts";
 import { floats, integers, readSafetensors } from "./support/safetensors.ts";
 import { kernelSets } from "./support/ops.ts";
 
-const NAMES = [
-  "tiny-lite",
-  "tiny-v2",
-  "tiny-norope-scaling",
-  "tiny-v3",
-  "real-heads",
-];
 const TOLERANCE = 1e-5;
 
-const folder = (name: string) =>
-  new URL(`./fixtures/checkpoints/${name}/`, import.meta.url);
-
-async function expected(name: string) {
+async function expected(name: typeof CHECKPOINTS[number]) {
   const tensors = await readSafetensors(
-    new URL("expected.safetensors", folder(name)),
+    new URL("expected.safetensors", checkpointFolder(name)),
   );
   return {
     prompt: Array.from(integers(tensors, "prompt")),
@@ -74,11 +65,11 @@ async function logitsInChunks(
   return out;
 }
 
-for (const name of NAMES) {
+for (const name of CHECKPOINTS) {
   for (const kernels of kernelSets) {
     Deno.test(`forward() reproduces ${name} with ${kernels} kernels`, async () => {
       const { prompt, logits } = await expected(name);
-      await using model = await loadModel(folder(name), {
+      await using model = await loadModel(checkpointFolder(name), {
         weights: "f32",
         kernels,
       });
@@ -102,7 +93,9 @@ for (const name of NAMES) {
 
   Deno.test(`forward() reproduces ${name} up-projected`, async () => {
     const { prompt, logits } = await expected(name);
-    await using model = await loadModel(folder(name), { weights: "f32" });
+    await using model = await loadModel(checkpointFolder(name), {
+      weights: "f32",
+    });
     const { vocab_size } = model.config;
     // From 128 tokens on a call takes the up-projected path; what follows a row cannot change it.
     const long = [...prompt, ...prompt, ...prompt, ...prompt];
@@ -113,7 +106,7 @@ for (const name of NAMES) {
 
   Deno.test(`the layers of ${name} give the reference's states and experts`, async () => {
     const { prompt, hidden, tensors } = await expected(name);
-    const checkpoint = await openCheckpoint(folder(name));
+    const checkpoint = await openCheckpoint(checkpointFolder(name));
     const model = await buildModel({
       config: checkpoint.config,
       checkpoint,
@@ -158,7 +151,9 @@ for (const name of NAMES) {
 
   Deno.test(`greedy tokens of ${name} are the reference's`, async () => {
     const { prompt, greedy, margin } = await expected(name);
-    await using model = await loadModel(folder(name), { weights: "f32" });
+    await using model = await loadModel(checkpointFolder(name), {
+      weights: "f32",
+    });
     const cache = model.createCache();
     let logits = await model.forward(prompt, { cache });
     for (let i = 0; i < greedy.length; i++) {

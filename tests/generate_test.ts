@@ -12,6 +12,7 @@ import {
   loadModel,
   type Model,
 } from "../mod.ts";
+import { checkpointFolder } from "./support/fixtures.ts";
 import { openLibraries } from "./support/open_library.ts";
 import { relativeError } from "./support/numbers.ts";
 import { floats, integers, readSafetensors } from "./support/safetensors.ts";
@@ -242,7 +243,7 @@ Deno.test("a conversation pays only for what is new", async () => {
 });
 
 Deno.test("a checkpoint without a tokenizer works on ids", async () => {
-  const folder = new URL("./fixtures/checkpoints/tiny-v2/", import.meta.url);
+  const folder = checkpointFolder("tiny-v2");
   await using model = await loadModel(folder);
   const generation = model.generate([1, 2, 3], { maxTokens: 4 });
   assertEquals((await generation.result()).tokens.length, 4);

@@ -4,13 +4,11 @@
  */
 import { assertEquals } from "@std/assert";
 import { type Cache, loadModel, type Model } from "../mod.ts";
+import { checkpointFolder } from "./support/fixtures.ts";
 import { assertSameBits, floatTypes, kernelSets } from "./support/ops.ts";
 import { Random } from "./support/numbers.ts";
 
-const NAMES = ["tiny-v2", "real-heads"];
-
-const folder = (name: string) =>
-  new URL(`./fixtures/checkpoints/${name}/`, import.meta.url);
+const NAMES = ["tiny-v2", "real-heads"] as const;
 
 function randomTokens(count: number, vocab_size: number, seed: number) {
   const random = new Random(seed);
@@ -43,11 +41,11 @@ for (const name of NAMES) {
       const title = `${name}, ${weights}, ${kernels}`;
 
       Deno.test(`absorbed rows are bit-equal in any company (${title})`, async () => {
-        await using one = await loadModel(folder(name), {
+        await using one = await loadModel(checkpointFolder(name), {
           ...options,
           threads: 1,
         });
-        await using three = await loadModel(folder(name), {
+        await using three = await loadModel(checkpointFolder(name), {
           ...options,
           threads: 3,
         });
@@ -72,7 +70,7 @@ for (const name of NAMES) {
       });
 
       Deno.test(`up-projected rows are bit-equal at any chunk border (${title})`, async () => {
-        await using model = await loadModel(folder(name), options);
+        await using model = await loadModel(checkpointFolder(name), options);
         const { vocab_size } = model.config;
         const tokens = randomTokens(330, vocab_size, 6);
         const whole = await model.forward(tokens);

@@ -5,12 +5,13 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
 import { type Cache, loadModel, type Model } from "../mod.ts";
+import { checkpointFolder } from "./support/fixtures.ts";
 import { openLibraries } from "./support/open_library.ts";
 import { assertSameBits } from "./support/ops.ts";
 import { inFolder } from "./support/folder.ts";
 
 openLibraries();
-const TINY = new URL("./fixtures/checkpoints/tiny-v2/", import.meta.url);
+const TINY = checkpointFolder("tiny-v2");
 const VOCAB = 320;
 
 /** Tokens computed in one call, which chose their path, and how many of them are still held. */

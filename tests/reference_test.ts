@@ -1,9 +1,8 @@
 import { assert, assertEquals } from "@std/assert";
 import { ReferenceModel } from "./reference/model.ts";
+import { checkpointFolder, CHECKPOINTS } from "./support/fixtures.ts";
 import { relativeError } from "./support/numbers.ts";
 import { floats, integers, readSafetensors } from "./support/safetensors.ts";
-
-const FIXTURES = new URL("fixtures/checkpoints", import.meta.url).pathname;
 
 /** The expectations are stored as f32. */
 const TOLERANCE = 1e-6;
@@ -11,17 +10,9 @@ const TOLERANCE = 1e-6;
 /** Causal: the first rows do not depend on the rest. */
 const TOKENS = 64;
 
-for (
-  const name of [
-    "tiny-lite",
-    "tiny-v2",
-    "tiny-norope-scaling",
-    "tiny-v3",
-    "real-heads",
-  ]
-) {
+for (const name of CHECKPOINTS) {
   Deno.test(`ReferenceModel reproduces ${name}`, async () => {
-    const folder = `${FIXTURES}/${name}`;
+    const folder = checkpointFolder(name).pathname;
     const expected = await readSafetensors(`${folder}/expected.safetensors`);
     const model = await ReferenceModel.load(folder);
     const { config } = model;

@@ -9,9 +9,8 @@ import {
   parseSafetensorsHeader,
   readSafetensorsHeader,
 } from "../src/weights/safetensors.ts";
+import { checkpointFolder } from "./support/fixtures.ts";
 import { safetensorsBytes } from "./support/safetensors.ts";
-
-const FIXTURES = new URL("fixtures/checkpoints", import.meta.url).pathname;
 
 /** Parses a header as if `dataBytes` bytes followed. */
 function parse(header: unknown, dataBytes: number) {
@@ -33,7 +32,7 @@ const entry = (dtype: unknown, shape: unknown, data_offsets: unknown) => ({
 });
 
 Deno.test("readSafetensorsHeader() gives absolute offsets", async () => {
-  const path = `${FIXTURES}/tiny-lite/model.safetensors`;
+  const path = `${checkpointFolder("tiny-lite").pathname}model.safetensors`;
   const header = await readSafetensorsHeader(path);
   assertEquals(header.path, path);
   assertEquals(header.fileBytes, 1328096);

@@ -1,7 +1,7 @@
 /** The constants of csrc/include/moela.h. */
 
 /** What this code was written for; the library must say the same. */
-export const ABI_VERSION = 3;
+export const ABI_VERSION = 4;
 
 /** `MOELA_PAGE_TOKENS`: tokens in a page of the cache. */
 export const PAGE_TOKENS = 64;

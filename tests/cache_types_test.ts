@@ -158,6 +158,34 @@ Deno.test("a token takes its elements and two scales of each layer", async () =>
   }
 });
 
+for (const type of ["fp8", "int6"] as const) {
+  Deno.test(`loadCache() refuses files of ${type} whose elements are in the earlier layout`, () =>
+    inFolder(async (folder) => {
+      await using model = await loadModel(NANO);
+      const path = `${folder}/saved`;
+      const cache = model.createCache({ type });
+      await model.forward([1, 2, 3], { cache });
+      await cache.save(path);
+      cache.dispose();
+      const text = new TextDecoder("latin1").decode(await Deno.readFile(path));
+      // Then nothing followed the order; spaces make up for it, as the header's length is fixed.
+      const old = text.replace(
+        /("page,layer,token,latent\+rope)(:[^"]*)(",)/,
+        (_, order, rest, end) => order + end + " ".repeat(rest.length),
+      );
+      assert(old !== text && old.length === text.length);
+      await Deno.writeFile(
+        path,
+        Uint8Array.from(old, (letter) => letter.charCodeAt(0)),
+      );
+      await assertRejects(
+        () => model.loadCache(path),
+        CacheFileError,
+        'layout is "page,layer,token,latent+rope", and must be',
+      );
+    }));
+}
+
 Deno.test("int6 is refused by name where a width is no multiple of 16", async () => {
   await using model = await slender("v2-lite", { qk_rope_head_dim: 8 });
   assertThrows(
@@ -166,4 +194,14 @@ Deno.test("int6 is refused by name where a width is no multiple of 16", async ()
     "multiples of 16 elements, and the model's have 512 and 8",
   );
   model.createCache({ type: "int8" }).dispose();
+});
+
+Deno.test("int6 is refused by name where the latent is too narrow", async () => {
+  await using model = await slender("v2-lite", { kv_lora_rank: 112 });
+  assertThrows(
+    () => model.createCache({ type: "int6" }),
+    RangeError,
+    "at least twice the rotary key's width, and the model's have 112 and 64",
+  );
+  model.createCache({ type: "fp8" }).dispose();
 });

@@ -19,11 +19,12 @@ import {
   codeOf,
   decodeEntry,
   encodeEntry,
-  LARGEST,
+  largest,
   rowBytes,
   type ScaledCacheType,
   scaledCacheTypes,
   scaleOf,
+  shortAt,
   tokenBytes,
   typedSequences,
 } from "./support/cache_types.ts";
@@ -130,15 +131,18 @@ for (const set of kernelSets) {
             // The definition's own claim: within half a step of what was written.
             const back = decodeEntry(type, r, w, found.row, found.codes);
             back.forEach((value, i) => {
-              const scale = scaleOf(found.codes[i < r ? 0 : 1]);
-              const fits = Math.abs(entry[i]) <= 240 * LARGEST[type];
-              const step = type === "fp8"
+              const isKey = i >= r, most = largest(type, isKey);
+              const scale = scaleOf(found.codes[isKey ? 1 : 0]);
+              const fits = Math.abs(entry[i]) <= 240 * most;
+              const step = type === "fp8" && !isKey
                 ? Math.max(Math.abs(entry[i]) * 2 ** -3, scale * 2 ** -9)
+                : type === "int6" && !isKey && i >= shortAt(r, w)
+                ? 2 * scale
                 : scale;
               assert(Number.isFinite(value), what);
               assert(
                 !fits || Math.abs(value - entry[i]) <= 0.5001 * step ||
-                  codeOf(Math.abs(entry[i]), type) === 1,
+                  codeOf(Math.abs(entry[i]), most) === 1,
                 `${what}: ${entry[i]} reads as ${value}`,
               );
             });

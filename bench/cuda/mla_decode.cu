@@ -37,14 +37,18 @@ __global__ void fill_pool(PagePool p, uint64_t seed, int64_t bytes) {
       uint8_t byte = h & 255;
       if (in_layer >= MOELA_PAGE_TOKENS * p.row_bytes) {
         // Scales that give about one at the largest.
-        const int code = p.dtype == MOELA_FP8 ? 8 * 15 : p.dtype == MOELA_INT8 ? 8 * 17 : 8 * 19;
+        const bool key = (in_layer - MOELA_PAGE_TOKENS * p.row_bytes) % 2 == 1;
+        const int code = key                     ? 8 * 17
+                         : p.dtype == MOELA_FP8  ? 8 * 15
+                         : p.dtype == MOELA_INT8 ? 8 * 17
+                                                 : 8 * 19;
         byte = code + byte % 8;
+      } else if (in_layer % p.row_bytes >= p.row_bytes - p.qk_rope_head_dim) {
+        if (byte == 128) byte = 0;
       } else if (p.dtype == MOELA_FP8 && (byte & 127) == 127) {
         byte = 0;
       } else if (p.dtype == MOELA_INT8 && byte == 128) {
         byte = 0;
-      } else if (p.dtype == MOELA_INT6) {
-        byte = byte;
       }
       p.base[i] = byte;
     }
@@ -177,17 +181,28 @@ __device__ double reference_element(const PagePool& p, int page, int layer, int 
   }
   const int code = p.scales_at(page, layer)[2 * token + (i >= p.kv_lora_rank)];
   const double scale = code == 0 ? 0 : ldexp(8.0 + code % 8, code / 8 - 27);
+  const int r = p.kv_lora_rank, dr = p.qk_rope_head_dim;
+  if (i >= r) return static_cast<int8_t>(row[p.row_bytes - dr + (i - r)]) * scale;
   if (p.dtype == MOELA_INT8) return static_cast<int8_t>(row[i]) * scale;
   if (p.dtype == MOELA_FP8) {
     const int b = uint8_t(row[i]), e = b >> 3 & 15, m = b & 7;
     const double v = e ? ldexp(8.0 + m, e - 10) : ldexp(double(m), -9);
     return (b & 128 ? -v : v) * scale;
   }
-  const uint8_t* group = reinterpret_cast<const uint8_t*>(row) + i / 16 * 12;
-  const int j = i % 16;
-  const int low = j < 8 ? group[j] & 15 : group[j - 8] >> 4;
-  const int up = group[8 + j % 4] >> (2 * (j / 4)) & 3;
-  return (low + 16 * up - 32) * scale;
+  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(row);
+  const int whole = r - 2 * dr;
+  if (i < whole) {
+    const uint8_t* group = bytes + i / 16 * 12;
+    const int j = i % 16;
+    const int low = j < 8 ? group[j] & 15 : group[j - 8] >> 4;
+    const int up = group[8 + j % 4] >> (2 * (j / 4)) & 3;
+    return (low + 16 * up - 32) * scale;
+  }
+  const int j = (i - whole) % 32;
+  const uint8_t* group = bytes + whole / 16 * 12 + (i - whole) / 32 * 20;
+  const int low = j < 16 ? group[j] & 15 : group[j - 16] >> 4;
+  const int up = group[16 + j % 4] >> (j / 4) & 1;
+  return (2 * (low + 16 * up) - 32) * scale;
 }
 
 // Grid: (heads, rows). `fast`: queries and elements are rounded to bf16 unless the cache is F32.

@@ -104,7 +104,7 @@ struct Pool {
 
   // Writes a random row and returns its values.
   void write(int page, int token, float* values) {
-    const int r = pool.kv_lora_rank, width = r + pool.qk_rope_head_dim;
+    const int r = pool.kv_lora_rank, dr = pool.qk_rope_head_dim, width = r + dr;
     char* layer = memory.data() + page * pool.page_bytes + LAYER * pool.layer_bytes;
     char* row = layer + token * pool.row_bytes;
     uint8_t* scales = reinterpret_cast<uint8_t*>(layer + 64 * pool.row_bytes) + token * 2;
@@ -112,7 +112,7 @@ struct Pool {
     // Latents and keys of about unit deviation: an 8-bit code c is (8 + c % 8) * 2^(c / 8 - 27).
     const int exponent = pool.dtype == MOELA_FP8 ? 16 : pool.dtype == MOELA_INT8 ? 17 : 19;
     for (int i = 0; i < 2 && pool.dtype >= MOELA_FP8; i++) {
-      scales[i] = uint8_t(exponent * 8 + below(8));
+      scales[i] = uint8_t((i == 1 ? 17 : exponent) * 8 + below(8));
     }
     if (pool.dtype >= MOELA_FP8) scale[0] = from_scale(scales[0]), scale[1] = from_scale(scales[1]);
     for (int i = 0; i < width; i++) {
@@ -123,6 +123,10 @@ struct Pool {
         const uint16_t x = to_bf16(normal());
         memcpy(row + i * 2, &x, 2);
         values[i] = from_bf16(x);
+      } else if (i >= r) {
+        const int x = below(255) - 127;
+        row[pool.row_bytes - dr + (i - r)] = char(x);
+        values[i] = float(x) * s;
       } else if (pool.dtype == MOELA_FP8) {
         uint8_t x = uint8_t(below(256));
         if ((x & 127) == 127) x ^= 1;
@@ -133,12 +137,22 @@ struct Pool {
         row[i] = char(x);
         values[i] = float(x) * s;
       } else {
-        const int x = below(63) - 31, code = x + 32, j = i % 16;
-        uint8_t* unit = reinterpret_cast<uint8_t*>(row) + i / 16 * 12;
-        uint8_t& low = unit[j % 8];
-        low = uint8_t(j < 8 ? (low & 0xF0) | (code & 15) : (low & 15) | (code & 15) << 4);
-        uint8_t& high = unit[8 + j % 4];
-        high = uint8_t((high & ~(3 << j / 4 * 2)) | code >> 4 << j / 4 * 2);
+        // Bit by bit: four bits of an element in a nibble, the rest above them.
+        const int whole = r - 2 * dr, bits = i < whole ? 6 : 5;
+        const int j = i < whole ? i % 16 : (i - whole) % 32, half = i < whole ? 8 : 16;
+        const int x = i < whole ? below(63) - 31 : 2 * below(32) - 32;
+        const int code = i < whole ? x + 32 : (x + 32) / 2;
+        uint8_t* group = reinterpret_cast<uint8_t*>(row) +
+                         (i < whole ? i / 16 * 12 : whole / 16 * 12 + (i - whole) / 32 * 20);
+        const auto set = [](uint8_t& byte, int bit, int on) {
+          byte = uint8_t((byte & ~(1 << bit)) | on << bit);
+        };
+        for (int bit = 0; bit < 4; bit++) {
+          set(group[j % half], j / half * 4 + bit, code >> bit & 1);
+        }
+        for (int bit = 4; bit < bits; bit++) {
+          set(group[half + j % 4], j / 4 * (bits - 4) + bit - 4, code >> bit & 1);
+        }
         values[i] = float(x) * s;
       }
     }

@@ -138,11 +138,25 @@ void check_rows_ops() {
   }
 }
 
+// The byte of the E4M3 nearest to y: of all 127 magnitudes, the even code of equals.
+uint8_t nearest_fp8(double y) {
+  int best = 0;
+  for (int b = 1; b < 127; b++) {
+    const double now = std::fabs(fp8_value(b) - std::fabs(y));
+    const double before = std::fabs(fp8_value(best) - std::fabs(y));
+    if (now < before || (now == before && b % 2 == 0)) best = b;
+  }
+  return best | (std::signbit(y) ? 128 : 0);
+}
+
 // Bytes of a token's row and its two codes, from the exact values.
 void quantize(int dtype, int r, int width, const float* x, uint8_t* out, uint8_t* codes) {
+  const int dr = width - r, whole = r - 2 * dr;
+  const int row_bytes = dtype == MOELA_INT6 ? width / 4 * 3 : width;
+  if (dtype == MOELA_INT6) memset(out, 0, row_bytes);
   for (int part = 0; part < 2; part++) {
     const int begin = part ? r : 0, end = part ? width : r;
-    const double most = dtype == MOELA_FP8 ? 448 : dtype == MOELA_INT8 ? 127 : 31;
+    const double most = part || dtype == MOELA_INT8 ? 127 : dtype == MOELA_FP8 ? 448 : 31;
     double largest = 0;
     for (int i = begin; i < end; i++) largest = std::fmax(largest, std::fabs(double(x[i])));
     int code = 0;
@@ -151,35 +165,25 @@ void quantize(int dtype, int r, int width, const float* x, uint8_t* out, uint8_t
     codes[part] = code;
     const float scale = scale_of(code);
     for (int i = begin; i < end; i++) {
-      const float y = scale == 0 ? 0 : x[i] / scale;
-      const int q = std::max(-most, std::min(most, std::nearbyint(double(y))));
-      if (dtype == MOELA_INT8) out[i] = q;
-      if (dtype == MOELA_FP8) {
-        // The nearest of all 127 magnitudes, the even code of equals.
-        const double magnitude = std::fabs(double(y));
-        int best = 0;
-        for (int b = 1; b < 127; b++) {
-          const double now = std::fabs(fp8_value(b) - magnitude);
-          const double before = std::fabs(fp8_value(best) - magnitude);
-          if (now < before || (now == before && b % 2 == 0)) best = b;
-        }
-        out[i] = best | (std::signbit(y) ? 128 : 0);
+      const float exact = scale == 0 ? 0 : x[i] / scale;
+      const double y = std::max(-most, std::min(most, double(exact)));
+      if (part) {
+        out[row_bytes - dr + (i - r)] = std::nearbyint(y);
+      } else if (dtype == MOELA_INT8) {
+        out[i] = std::nearbyint(y);
+      } else if (dtype == MOELA_FP8) {
+        out[i] = nearest_fp8(y);
+      } else if (i < whole) {
+        const int c = std::nearbyint(y) + 32, j = i % 16;
+        uint8_t* group = out + i / 16 * 12;
+        group[j % 8] |= (c & 15) << (j / 8 * 4);
+        group[8 + j % 4] |= c >> 4 << (j / 4 * 2);
+      } else {
+        const int c = std::min(std::nearbyint(y / 2), 15.0) + 16, j = (i - whole) % 32;
+        uint8_t* group = out + whole / 16 * 12 + (i - whole) / 32 * 20;
+        group[j % 16] |= (c & 15) << (j / 16 * 4);
+        group[16 + j % 4] |= c >> 4 << (j / 4);
       }
-      if (dtype == MOELA_INT6) {
-        uint8_t* unit = out + i / 16 * 12;
-        const int j = i % 16;
-        if (j < 8) unit[j % 8] = 0;
-        if (j < 4) unit[8 + j] = 0;
-      }
-    }
-    if (dtype != MOELA_INT6) continue;
-    for (int i = begin; i < end; i++) {
-      const float y = scale == 0 ? 0 : x[i] / scale;
-      const int c = std::max(-most, std::min(most, std::nearbyint(double(y)))) + 32;
-      uint8_t* unit = out + i / 16 * 12;
-      const int j = i % 16;
-      unit[j % 8] |= (c & 15) << (j / 8 * 4);
-      unit[8 + j % 4] |= c >> 4 << (j / 4 * 2);
     }
   }
 }

@@ -1,4 +1,4 @@
-// Entries of a cache in FP8, INT8 and INT6 to f32, with the bits of decode_part().
+// Entries of a cache in FP8, INT8 and INT6 to f32, with the bits of decode_entry().
 #include <immintrin.h>
 
 #include <cstring>
@@ -27,37 +27,64 @@ inline void store_fp8(__m128i bytes, __m256 scale, float* out) {
   _mm256_storeu_ps(out, _mm256_mul_ps(value, scale));
 }
 
-// Sixteen INT6 of twelve bytes, as signed bytes.
-inline __m128i unpack_int6(const uint8_t* group) {
-  int32_t crumbs;
-  memcpy(&crumbs, group + 8, sizeof crumbs);
-  const __m128i nibbles = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(group));
-  const __m128i fifteen = _mm_set1_epi8(15);
-  const __m128i low = _mm_unpacklo_epi64(_mm_and_si128(nibbles, fifteen),
-                                         _mm_and_si128(_mm_srli_epi16(nibbles, 4), fifteen));
-  const __m128i shifted = _mm_srlv_epi32(_mm_set1_epi32(crumbs), _mm_setr_epi32(0, 2, 4, 6));
-  const __m128i high = _mm_slli_epi16(_mm_and_si128(shifted, _mm_set1_epi8(3)), 4);
-  return _mm_sub_epi8(_mm_or_si128(low, high), _mm_set1_epi8(32));
+// The steps of sixteen latents: four bits in the low halves of `nibbles`, and a word whose bytes,
+// shifted by `shifts`, begin with `mask`'s bits above them. Short codes are half as large.
+inline __m128i unpack_int6(__m128i nibbles, uint32_t word, __m128i shifts, char mask, bool half) {
+  const __m128i low = _mm_and_si128(nibbles, _mm_set1_epi8(15));
+  const __m128i shifted = _mm_srlv_epi32(_mm_set1_epi32(static_cast<int>(word)), shifts);
+  const __m128i high = _mm_slli_epi16(_mm_and_si128(shifted, _mm_set1_epi8(mask)), 4);
+  const __m128i code = _mm_or_si128(low, high);
+  return _mm_sub_epi8(half ? _mm_add_epi8(code, code) : code, _mm_set1_epi8(32));
+}
+
+inline uint32_t word_at(const uint8_t* at) {
+  uint32_t word;
+  memcpy(&word, at, sizeof word);
+  return word;
+}
+
+// The latents of INT6; see int6_place().
+inline void decode_int6(int64_t r, int64_t dr, const uint8_t* row, __m256 scale, float* out) {
+  const __m128i by_two = _mm_setr_epi32(0, 2, 4, 6), by_one = _mm_setr_epi32(0, 1, 2, 3);
+  int64_t i = 0;
+  for (; i < int6_short_at(r, dr); i += 16, row += 12) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row));
+    const __m128i nibbles = _mm_unpacklo_epi64(bytes, _mm_srli_epi16(bytes, 4));
+    store_bytes(unpack_int6(nibbles, word_at(row + 8), by_two, 3, false), scale, out + i);
+  }
+  for (; i < r; i += 32, row += 20) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row));
+    const uint32_t word = word_at(row + 16);
+    store_bytes(unpack_int6(bytes, word, by_one, 1, true), scale, out + i);
+    store_bytes(unpack_int6(_mm_srli_epi16(bytes, 4), word >> 4, by_one, 1, true), scale,
+                out + i + 16);
+  }
+}
+
+inline __m128i load_bytes(const uint8_t* at) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
 }
 
 }  // namespace
 
-void decode_part_avx2(int32_t dtype, const uint8_t* row, int64_t begin, int64_t end, float scale,
-                      float* out) {
-  const __m256 scales = _mm256_set1_ps(scale);
-  for (int64_t i = begin; i < end; i += 16) {
-    if (dtype == MOELA_INT6) {
-      store_bytes(unpack_int6(row + i / 16 * 12), scales, out + i);
-      continue;
-    }
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + i));
-    if (dtype == MOELA_INT8) {
-      store_bytes(bytes, scales, out + i);
-    } else {
-      store_fp8(bytes, scales, out + i);
-      store_fp8(_mm_srli_si128(bytes, 8), scales, out + i + 8);
+void decode_entry_avx2(int32_t dtype, int64_t r, int64_t dr, const uint8_t* row, float scale,
+                       float key_scale, float* out) {
+  const __m256 scales = _mm256_set1_ps(scale), key_scales = _mm256_set1_ps(key_scale);
+  const uint8_t* key = row + cache_key_at(dtype, r, dr);
+  if (dtype == MOELA_INT6) {
+    decode_int6(r, dr, row, scales, out);
+  } else {
+    for (int64_t i = 0; i < r; i += 16) {
+      const __m128i bytes = load_bytes(row + i);
+      if (dtype == MOELA_INT8) {
+        store_bytes(bytes, scales, out + i);
+      } else {
+        store_fp8(bytes, scales, out + i);
+        store_fp8(_mm_srli_si128(bytes, 8), scales, out + i + 8);
+      }
     }
   }
+  for (int64_t i = 0; i < dr; i += 16) store_bytes(load_bytes(key + i), key_scales, out + r + i);
 }
 
 }  // namespace moela

@@ -1,11 +1,18 @@
 // The formats of weights (moela_weight_desc): their sizes in bytes, and conversions of single
-// numbers. All with internal linkage, for the reason that avx2.h gives.
+// numbers. All with internal linkage, for the reason that avx2.h gives. CUDA shares what is
+// MOELA_SHARED, so that both write the same bits.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
 #include "moela.h"
+
+#if defined(__CUDACC__)
+#define MOELA_SHARED static __host__ __device__ inline
+#else
+#define MOELA_SHARED static inline
+#endif
 
 namespace moela {
 
@@ -50,13 +57,13 @@ static inline int64_t scale_bytes(int32_t dtype, int64_t rows, int64_t cols) {
   return weight_has_scales(dtype) ? scale_rows(dtype, rows) * scale_row_bytes(dtype, cols) : 0;
 }
 
-static inline float float_of_bits(uint32_t bits) {
+MOELA_SHARED float float_of_bits(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-static inline uint32_t bits_of_float(float value) {
+MOELA_SHARED uint32_t bits_of_float(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   return bits;
@@ -97,7 +104,7 @@ static inline float f16_to_f32(uint16_t half) {
 
 // E4M3: no infinities, largest 448. 0x7f and 0xff, NaN by the format, read as +-480 here and in
 // every kernel: no checkpoint has them, and telling them apart would cost each product.
-static inline float fp8_to_f32(uint8_t bits) {
+MOELA_SHARED float fp8_to_f32(uint8_t bits) {
   const int exponent = (bits >> 3) & 15;
   const int mantissa = bits & 7;
   const float magnitude = exponent == 0
@@ -107,7 +114,7 @@ static inline float fp8_to_f32(uint8_t bits) {
 }
 
 // To nearest, ties to even, at most 448.
-static inline uint8_t f32_to_fp8(float value) {
+MOELA_SHARED uint8_t f32_to_fp8(float value) {
   const uint32_t bits = bits_of_float(value);
   const uint8_t sign = static_cast<uint8_t>(bits >> 24 & 0x80);
   const uint32_t magnitude = bits & 0x7fffffff;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/cache_layout.h"
 #include "kernels.h"
 #include "moela.h"
 #include "runtime/threads.h"
@@ -30,11 +31,8 @@ struct PagePool {
   int32_t max_pages;
   char* base;
 
-  int64_t width() const { return kv_lora_rank + qk_rope_head_dim; }
   // Bytes of a token's elements in a layer, and of its scales.
-  int64_t row_bytes() const {
-    return dtype == MOELA_INT6 ? width() / 4 * 3 : width() * dtype_bytes(dtype);
-  }
+  int64_t row_bytes() const { return cache_row_bytes(dtype, kv_lora_rank, qk_rope_head_dim); }
   int64_t scale_bytes() const { return dtype == MOELA_F32 || dtype == MOELA_BF16 ? 0 : 2; }
   int64_t layer_bytes() const { return MOELA_PAGE_TOKENS * (row_bytes() + scale_bytes()); }
   int64_t page_bytes() const { return layers * layer_bytes(); }

@@ -1,35 +1,12 @@
 // What the cache keeps of a token: kv_a [R, r + dr] = [compressed latent | shared key] becomes
 // [RMSNorm(latent) * norm | rotated key], stored in the pool's type (see moela_pool_desc) at the
 // row's position. A block a row. DeepSeek-V2, arXiv 2405.04434, eq. 41 to 43.
-#include <cuda_fp8.h>
-
+#include "cpu/cache_layout.h"
 #include "cuda/row_norm.cuh"
 #include "cuda/rows.cuh"
 
 namespace moela::cuda {
 namespace {
-
-__device__ __forceinline__ float scale_of(int code) {
-  return code == 0 ? 0.0f
-                   : static_cast<float>(8 + code % 8) * __int_as_float((code / 8 - 27 + 127) << 23);
-}
-
-// The smallest code with largest <= scale * q; scale * q is exact in f32 for q = 448, 127, 31.
-__device__ __forceinline__ int code_of(float largest, float q) {
-  if (!(largest > 0)) return 0;
-  // About right by exponent and mantissa, then exactly.
-  const uint32_t bits = __float_as_uint(__fdiv_rn(largest, q));
-  int code = static_cast<int>(bits >> 20) - (127 - 24) * 8;
-  code = max(1, min(255, code));
-  while (code < 255 && largest > scale_of(code) * q) code++;
-  while (code > 1 && largest <= scale_of(code - 1) * q) code--;
-  return code;
-}
-
-__device__ __forceinline__ int quantized(float x, float scale, int most) {
-  if (scale == 0) return 0;
-  return max(-most, min(most, __float2int_rn(__fdiv_rn(x, scale))));
-}
 
 // The largest magnitude of x[begin, end) by one warp.
 __device__ __forceinline__ float largest_of(const float* x, int begin, int end) {
@@ -85,47 +62,32 @@ __global__ void __launch_bounds__(NORM_THREADS)
     }
     return;
   }
-  const int most = dtype == MOELA_FP8 ? 448 : dtype == MOELA_INT8 ? 127 : 31;
+  const int most = cache_most(dtype);
   if (thread < 64) {
     const int part = thread / 32;
     const float largest = part == 0 ? largest_of(x, 0, r) : largest_of(x, r, width);
     if (thread % 32 == 0) {
-      const int code = code_of(largest, static_cast<float>(most));
-      scales[part] = scale_of(code);
-      pool.scales_at(page, layer)[slot * 2 + part] = static_cast<uint8_t>(code);
+      const uint8_t code = cache_code(largest, part == 0 ? most : CACHE_KEY_MOST);
+      scales[part] = cache_scale(code);
+      pool.scales_at(page, layer)[slot * 2 + part] = code;
     }
   }
   __syncthreads();
+  uint8_t* out = reinterpret_cast<uint8_t*>(to);
+  uint8_t* key = out + cache_key_at(dtype, r, dr);
+  for (int i = thread; i < dr; i += NORM_THREADS) {
+    key[i] = cache_int8(cache_steps(x[r + i], scales[1], CACHE_KEY_MOST));
+  }
   if (dtype != MOELA_INT6) {
-    for (int i = thread; i < width; i += NORM_THREADS) {
-      const float scale = scales[i >= r];
-      if (dtype == MOELA_INT8) {
-        to[i] = static_cast<char>(quantized(x[i], scale, most));
-      } else {
-        to[i] = static_cast<char>(__nv_cvt_float_to_fp8(scale == 0 ? 0.0f : __fdiv_rn(x[i], scale),
-                                                        __NV_SATFINITE, __NV_E4M3));
-      }
+    for (int i = thread; i < r; i += NORM_THREADS) {
+      const float steps = cache_steps(x[i], scales[0], most);
+      out[i] = dtype == MOELA_INT8 ? cache_int8(steps) : cache_fp8(steps);
     }
     return;
   }
-  uint32_t* codes = reinterpret_cast<uint32_t*>(x);
-  for (int i = thread; i < width; i += NORM_THREADS) {
-    codes[i] = static_cast<uint32_t>(quantized(x[i], scales[i >= r], most) + 32);
-  }
-  __syncthreads();
-  // A thread one of the three words of 16 elements.
-  for (int i = thread; i < width / 16 * 3; i += NORM_THREADS) {
-    const uint32_t* of = codes + i / 3 * 16;
-    const int word = i % 3;
-    uint32_t bits = 0;
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const uint32_t byte =
-          word < 2 ? (of[4 * word + j] & 15) | (of[4 * word + j + 8] & 15) << 4
-                   : of[j] >> 4 | of[j + 4] >> 4 << 2 | of[j + 8] >> 4 << 4 | of[j + 12] >> 4 << 6;
-      bits |= byte << 8 * j;
-    }
-    reinterpret_cast<uint32_t*>(to)[i] = bits;
+  const int short_at = int6_short_at(r, dr);
+  for (int group = thread; group < int6_groups(r, dr); group += NORM_THREADS) {
+    int6_put_group(out, group, short_at, x, scales[0]);
   }
 }
 

@@ -320,19 +320,26 @@ __device__ __forceinline__ void to_bf16(char* stage, const uint8_t (*codes)[2], 
   constexpr int ROW_BYTES = DTYPE == MOELA_INT6 ? WIDTH / 4 * 3 : WIDTH;
   constexpr int EIGHTS = WIDTH / 64;
   static_assert(COMPUTING == 8 * TILE && EIGHTS * 64 == WIDTH, "");
+  static_assert(R % 64 == 0 && DR % 32 == 0, "64 elements are of one part");
   // Eight threads a row.
   const int row = threadIdx.x / 8, column = threadIdx.x % 8 * 8;
   const char* raw = stage + STAGE - TILE * ROW_BYTES + row * ROW_BYTES;
   CacheEight<DTYPE> eights[EIGHTS];
 #pragma unroll
-  for (int j = 0; j < EIGHTS; j++) eights[j].load(raw, column + 64 * j);
+  for (int j = 0; j < EIGHTS; j++) {
+    eights[j].load(raw, column + 64 * j, cache_part(DTYPE, 64 * j, R, DR), R, DR);
+  }
   const float scale = row < rows ? cache_scale(codes[row][0]) : 0;
   const float key_scale = row < rows ? cache_scale(codes[row][1]) : 0;
   sync_computing();
 #pragma unroll
   for (int j = 0; j < EIGHTS; j++) {
     uint4 out = {0, 0, 0, 0};
-    if (row < rows) out = cache_bf16<DTYPE>(eights[j], j == R / 64 ? key_scale : scale);
+    const CachePart part = cache_part(DTYPE, 64 * j, R, DR);
+    if (row < rows) {
+      out = cache_bf16<DTYPE>(eights[j], part == CachePart::KEY ? key_scale : scale,
+                              column + 64 * j, part, R, DR);
+    }
     *reinterpret_cast<uint4*>(stage + row * ROW + 2 * column + 128 * j) = out;
   }
 }

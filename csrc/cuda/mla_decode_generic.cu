@@ -33,11 +33,11 @@ __device__ __forceinline__ void attend_keys(const MlaDecodeArgs& a, const moela_
 #pragma unroll
     for (int j = 0; j < COLUMNS; j++) {
       const int i = lane + 32 * j;
-      x[j] = i < a.r ? cache_element(DTYPE, row, i, scale) : 0;
+      x[j] = i < a.r ? cache_element(DTYPE, row, i, scale, a.r, a.dr) : 0;
       score = fmaf(i < a.r ? q[i] : 0, x[j], score);
     }
     for (int i = a.r + lane; i < width; i += 32) {
-      score = fmaf(q[i], cache_element(DTYPE, row, i, key_scale), score);
+      score = fmaf(q[i], cache_element(DTYPE, row, i, key_scale, a.r, a.dr), score);
     }
 #pragma unroll
     for (int i = 16; i > 0; i /= 2) score += __shfl_xor_sync(~0u, score, i);

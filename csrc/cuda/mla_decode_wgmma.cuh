@@ -201,6 +201,7 @@ struct Ring {
 template <int DTYPE>
 __device__ __forceinline__ void convert_page(char* to, const char* from, int rows) {
   constexpr int ROW_BYTES = DTYPE == MOELA_INT6 ? WIDTH / 4 * 3 : WIDTH;
+  static_assert(R % 64 == 0 && DR % 32 == 0, "64 elements are of one part");
   const int piece = threadIdx.x % 8, first = threadIdx.x % GROUP / 8;
   const uint8_t* codes = reinterpret_cast<const uint8_t*>(from + KEYS * ROW_BYTES);
 #pragma unroll 1
@@ -215,11 +216,15 @@ __device__ __forceinline__ void convert_page(char* to, const char* from, int row
     const float scale = cache_scale(codes[2 * row]), key_scale = cache_scale(codes[2 * row + 1]);
     CacheEight<DTYPE> eights[BLOCKS];
 #pragma unroll
-    for (int b = 0; b < BLOCKS; b++) eights[b].load(from + row * ROW_BYTES, 64 * b + 8 * piece);
+    for (int b = 0; b < BLOCKS; b++) {
+      eights[b].load(from + row * ROW_BYTES, 64 * b + 8 * piece, cache_part(DTYPE, 64 * b, R, DR),
+                     R, DR);
+    }
 #pragma unroll
     for (int b = 0; b < BLOCKS; b++) {
-      *reinterpret_cast<uint4*>(own + b * BLOCK) =
-          cache_bf16<DTYPE>(eights[b], b == BLOCKS - 1 ? key_scale : scale);
+      const CachePart part = cache_part(DTYPE, 64 * b, R, DR);
+      *reinterpret_cast<uint4*>(own + b * BLOCK) = cache_bf16<DTYPE>(
+          eights[b], part == CachePart::KEY ? key_scale : scale, 64 * b + 8 * piece, part, R, DR);
     }
   }
 }

@@ -111,14 +111,15 @@ __device__ void make_tables(const Step& step, MlaPrefillTables& tables) {
 }
 
 template <int DTYPE>
-__device__ uint4 eight(const char* row, float scale, int i) {
+__device__ uint4 eight(const char* row, float scale, int i, int r, int dr) {
   CacheEight<DTYPE> bits;
-  bits.load(row, i);
-  return cache_bf16(bits, scale);
+  const CachePart part = cache_part(DTYPE, i, r, dr);
+  bits.load(row, i, part, r, dr);
+  return cache_bf16(bits, scale, i, part, r, dr);
 }
 
 // Elements [i, i + 8) of a cache row as bf16; i is a multiple of 8.
-__device__ uint4 load8(int dtype, const char* row, float scale, int i) {
+__device__ uint4 load8(int dtype, const char* row, float scale, int i, int r, int dr) {
   switch (dtype) {
     case MOELA_F32: {
       const float4* in = reinterpret_cast<const float4*>(row + i * 4);
@@ -126,13 +127,13 @@ __device__ uint4 load8(int dtype, const char* row, float scale, int i) {
       return {bf16_pair(a.x, a.y), bf16_pair(a.z, a.w), bf16_pair(b.x, b.y), bf16_pair(b.z, b.w)};
     }
     case MOELA_BF16:
-      return eight<MOELA_BF16>(row, scale, i);
+      return eight<MOELA_BF16>(row, scale, i, r, dr);
     case MOELA_FP8:
-      return eight<MOELA_FP8>(row, scale, i);
+      return eight<MOELA_FP8>(row, scale, i, r, dr);
     case MOELA_INT8:
-      return eight<MOELA_INT8>(row, scale, i);
+      return eight<MOELA_INT8>(row, scale, i, r, dr);
     default:
-      return eight<MOELA_INT6>(row, scale, i);
+      return eight<MOELA_INT6>(row, scale, i, r, dr);
   }
 }
 
@@ -172,7 +173,7 @@ __device__ void gather_keys(const Args& a, int index) {
       }
     }
     if constexpr (FAST) {
-      const uint4 x = from ? load8(dtype, from, scale, col) : make_uint4(0, 0, 0, 0);
+      const uint4 x = from ? load8(dtype, from, scale, col, r, dr) : make_uint4(0, 0, 0, 0);
       char* to = latent ? pass.latents + int64_t{window_block} * MLA_PREFILL_TILE * r * 2 +
                               tiled(row, col, int(MLA_PREFILL_TILE))
                         : pass.rotary + int64_t{window_block} * MLA_PREFILL_TILE * dr * 2 +
@@ -180,7 +181,7 @@ __device__ void gather_keys(const Args& a, int index) {
       *reinterpret_cast<uint4*>(to) = x;
     } else {
       const int64_t to = int64_t{window_block} * MLA_PREFILL_TILE + row;
-      const float x = from ? cache_element(dtype, from, col, scale) : 0.f;
+      const float x = from ? cache_element(dtype, from, col, scale, r, dr) : 0.f;
       if (latent) {
         reinterpret_cast<float*>(pass.latents)[to * r + col] = x;
       } else {
@@ -207,7 +208,7 @@ __device__ void gather_weights(const Args& a, int index) {
       x = *reinterpret_cast<const uint4*>(a.kv_b + from * 2);
     } else {
       const int64_t group = (int64_t{pass.head} * head_rows + row) * ((r + 127) / 128) + col / 128;
-      x = load8(MOELA_INT8, a.kv_b + from - col, bf16_value(a.kv_b_scales[group]), col);
+      x = eight<MOELA_INT8>(a.kv_b + from - col, bf16_value(a.kv_b_scales[group]), col, r, 0);
     }
     char* to =
         pass.weights + row / head_rows * head_rows * r * 2 + tiled(row % head_rows, col, head_rows);

@@ -33,7 +33,7 @@ extern "C" {
 /* ---- version ------------------------------------------------------------------------------- */
 
 /* Raised whenever a struct, an enum or a signature here changes. */
-#define MOELA_ABI_VERSION 3
+#define MOELA_ABI_VERSION 4
 
 MOELA_API uint32_t moela_abi_version(void);
 /* Writes the hash of the sources this library was built from, zero-terminated. */
@@ -220,11 +220,20 @@ MOELA_API int32_t moela_convert(const moela_weight_desc* desc, const void* data,
  * FP8, INT8 and INT6 have two 8-bit scales a token and layer, one of the latent, one of the key:
  * each layer of a page is its elements, then uint8 [MOELA_PAGE_TOKENS][2]. A code c is the scale 0
  * when c == 0, else (8 + c % 8) * 2^(c / 8 - 27) (three bits of mantissa, five of exponent: 2^-24
- * to 240): the smallest scale with max|x| <= scale * Q. FP8: E4M3 of x / scale, Q = 448. INT8:
- * round(x / scale), Q = 127. INT6: round(x / scale), Q = 31, stored as q + 32, 16 elements in 12
- * bytes: byte j < 8 holds the low nibbles of elements j (low) and j + 8 (high), byte 8 + j the
- * upper two bits of elements j, j + 4, j + 8, j + 12, lowest first. INT6 needs both widths to be
- * multiples of 16.
+ * to 240): the smallest scale with max|x| <= scale * Q. Rounding is to nearest, ties to even.
+ *
+ * The key is int8 in all three, the last qk_rope_head_dim bytes of a token's elements: x =
+ * value * scale, Q = 127. Attention bears errors of a latent far better than those of the key.
+ *
+ * The latent before it: FP8: E4M3 of x / scale, Q = 448. INT8: round(x / scale), Q = 127. INT6:
+ * six bits an element on average over latent and key, (kv_lora_rank + qk_rope_head_dim) * 3 / 4
+ * bytes. As the key takes eight bits, the last 2 * qk_rope_head_dim latents have five and the
+ * others six, Q = 31. q = round(x / scale), or of five bits 2 * round(x / scale / 2), at most 30;
+ * c = q + 32. Six bits: 16 elements in 12 bytes: byte j < 8 holds the low four bits of c of
+ * elements j (low nibble) and j + 8 (high), byte 8 + j the upper two of elements j, j + 4, j + 8, j
+ * + 12, lowest first. Five bits, c / 2: 32 elements in 20 bytes: byte j < 16 holds the low four of
+ * elements j and j + 16, byte 16 + j the upper one of elements j, j + 4, ... j + 28, lowest first.
+ * INT6 needs both widths to be multiples of 16, and kv_lora_rank at least twice qk_rope_head_dim.
  */
 typedef struct moela_pool_desc {
   uint32_t size;
@@ -458,9 +467,10 @@ typedef struct moela_step {
 #define MOELA_CONTROL_COUNT 1  /* entries written so far */
 #define MOELA_CONTROL_DONE 2   /* 1 when the call has ended, whatever its status */
 #define MOELA_CONTROL_STEPS 3  /* steps completed: each has written every one of its rows' cache */
-#define MOELA_CONTROL_YIELD 4  /* the caller sets it: the call ends, well, after the step at hand \
-                                */
-#define MOELA_CONTROL_MASKS 5  /* the caller sets it: the masks in aux are complete */
+#define MOELA_CONTROL_YIELD                                                                      \
+  4                           /* the caller sets it: the call ends, well, after the step at hand \
+                               */
+#define MOELA_CONTROL_MASKS 5 /* the caller sets it: the masks in aux are complete */
 #define MOELA_CONTROL_WORDS 8
 
 /*

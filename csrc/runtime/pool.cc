@@ -32,6 +32,8 @@ int32_t moela_model_add_pool(moela_model* model, const moela_pool_desc* desc, ch
     require(desc->dtype != MOELA_INT6 ||
                 (desc->kv_lora_rank % 16 == 0 && desc->qk_rope_head_dim % 16 == 0),
             "int6 caches need kv_lora_rank and qk_rope_head_dim to be multiples of 16");
+    require(desc->dtype != MOELA_INT6 || desc->kv_lora_rank / 2 >= desc->qk_rope_head_dim,
+            "int6 caches need kv_lora_rank to be at least twice qk_rope_head_dim");
     require(desc->layers > 0 && desc->layers <= 4096 && desc->kv_lora_rank > 0 &&
                 desc->kv_lora_rank <= 65536 && desc->qk_rope_head_dim > 0 &&
                 desc->qk_rope_head_dim <= 65536 && desc->max_pages > 0,

@@ -45,8 +45,8 @@ std::string describe() {
   {
     STRUCT(moela_device_info)
     FIELD(size)
-    FIELD(kernels) FIELD(available) FIELD(threads) FIELD(memory_total) FIELD(memory_free)
-        FIELD(name)
+    FIELD(kernels)
+    FIELD(available) FIELD(threads) FIELD(memory_total) FIELD(memory_free) FIELD(name)
   }
   {
     STRUCT(moela_memory)
@@ -56,8 +56,8 @@ std::string describe() {
   {
     STRUCT(moela_weight_desc)
     FIELD(size)
-    FIELD(stored) FIELD(dtype) FIELD(count) FIELD(rows) FIELD(cols) FIELD(seed) FIELD(mean)
-        FIELD(deviation)
+    FIELD(stored)
+    FIELD(dtype) FIELD(count) FIELD(rows) FIELD(cols) FIELD(seed) FIELD(mean) FIELD(deviation)
   }
   {
     STRUCT(moela_weight_part)
@@ -87,7 +87,8 @@ std::string describe() {
   {
     STRUCT(moela_sampling)
     FIELD(temperature)
-    FIELD(top_p) FIELD(min_p) FIELD(typical_p) FIELD(repetition_penalty) FIELD(presence_penalty)
+    FIELD(top_p)
+    FIELD(min_p) FIELD(typical_p) FIELD(repetition_penalty) FIELD(presence_penalty)
         FIELD(frequency_penalty) FIELD(top_k) FIELD(seed) FIELD(index) FIELD(history)
             FIELD(n_prompt) FIELD(n_output) FIELD(bias) FIELD(n_bias) FIELD(mask) FIELD(stop)
                 FIELD(n_stop) FIELD(min_index) FIELD(top_logprobs) FIELD(segment)
@@ -95,7 +96,8 @@ std::string describe() {
   {
     STRUCT(moela_step)
     FIELD(size)
-    FIELD(program) FIELD(n_rows) FIELD(n_absorbed) FIELD(n_segments) FIELD(n_pages) FIELD(n_logits)
+    FIELD(program)
+    FIELD(n_rows) FIELD(n_absorbed) FIELD(n_segments) FIELD(n_pages) FIELD(n_logits)
         FIELD(n_sampling) FIELD(n_aux) FIELD(entry_words) FIELD(steps) FIELD(masks_follow)
   }
   return layouts.end();

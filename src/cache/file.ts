@@ -34,7 +34,15 @@ export interface CacheIdentity {
 const FORMAT = "moela-cache";
 const VERSION = "1";
 /** Pages in the file are whole: layers of 64 tokens each, latent then rotary key; then their scales. */
-const LAYOUT = "page,layer,token,latent+rope";
+const ORDER = "page,layer,token,latent+rope";
+/** What else a layout says: the elements, where those of earlier files were others. */
+const LAYOUTS: Record<CacheType, string> = {
+  f32: ORDER,
+  bf16: ORDER,
+  int8: ORDER,
+  fp8: `${ORDER}:e4m3+int8`,
+  int6: `${ORDER}:int6/int5+int8`,
+};
 const PAGE_TOKENS = 64;
 
 /** A page's tensor: elements where they are numbers of a type, else a layer's bytes. */
@@ -89,7 +97,7 @@ function headerBytes(
     __metadata__: {
       format: FORMAT,
       version: VERSION,
-      layout: LAYOUT,
+      layout: LAYOUTS[type],
       model: identity.model,
       weights: identity.weights,
       type,
@@ -161,7 +169,7 @@ function checkIdentity(
   const expected: Record<string, string> = {
     format: FORMAT,
     version: VERSION,
-    layout: LAYOUT,
+    layout: LAYOUTS[identity.type],
     model: identity.model,
     weights: identity.weights,
     type: identity.type,

@@ -243,6 +243,12 @@ function checkCacheOptions(
         `and the model's have ${widths.join(" and ")}`,
     );
   }
+  if (type === "int6" && widths[0] < 2 * widths[1]) {
+    throw new RangeError(
+      `${prefix}: type is int6, which takes latents of at least twice the rotary key's width, ` +
+        `and the model's have ${widths.join(" and ")}`,
+    );
+  }
   if (capacity === undefined) return;
   if (typeof capacity !== "number") {
     throw new TypeError(

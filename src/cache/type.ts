@@ -10,6 +10,7 @@ export const CACHE_TYPES: readonly CacheType[] = [
   "int6",
 ];
 
+/** Six bits of int6 are an average: a key takes eight, and some latents five. */
 const BITS = { f32: 32, bf16: 16, fp8: 8, int8: 8, int6: 6 } as const;
 
 /** Bytes of the elements of one token and layer, `width` of them. */

@@ -12,8 +12,12 @@ export const scaledCacheTypes: readonly ScaledCacheType[] = [
   "int6",
 ];
 
-/** Largest element of each type, in scales. */
-export const LARGEST = { fp8: 448, int8: 127, int6: 31 };
+/** Largest latent of each type, in scales. A key is int8 in all of them. */
+const LARGEST = { fp8: 448, int8: 127, int6: 31 };
+
+/** Largest element of a part, in scales. */
+export const largest = (type: ScaledCacheType, isKey: boolean) =>
+  LARGEST[isKey ? "int8" : type];
 
 /** The scale of a code: three bits of mantissa, five of exponent. */
 export function scaleOf(code: number): number {
@@ -21,9 +25,9 @@ export function scaleOf(code: number): number {
 }
 
 /** The code of the smallest scale that holds `max`, or else of the largest. */
-export function codeOf(max: number, type: ScaledCacheType): number {
+export function codeOf(max: number, most: number): number {
   for (let code = 0; code < 255; code++) {
-    if (scaleOf(code) * LARGEST[type] >= max) return code;
+    if (scaleOf(code) * most >= max) return code;
   }
   return 255;
 }
@@ -38,46 +42,78 @@ function nearest(x: number): number {
 export const rowBytes = (type: ScaledCacheType, w: number) =>
   type === "int6" ? w * 3 / 4 : w;
 
-/** Writes x to element i of a row of bytes that were zero. */
-function putElement(
+/** Latents of int6 before this one have six bits, the others five: the lowest is left out. */
+export const shortAt = (r: number, w: number) => r - 2 * (w - r);
+
+/** Where the bits of a latent of int6 lie, lowest first: byte and bit. */
+function int6Bits(i: number, r: number, w: number): [number, number][] {
+  const whole = shortAt(r, w);
+  const j = i < whole ? i % 16 : (i - whole) % 32;
+  const [half, count] = i < whole ? [8, 6] : [16, 5];
+  const group = i < whole
+    ? (i - j) * 12 / 16
+    : whole * 12 / 16 + (i - whole - j) * 20 / 32;
+  return Array.from(
+    { length: count },
+    (_, bit) =>
+      bit < 4
+        ? [group + j % half, 4 * Math.floor(j / half) + bit]
+        : [group + half + j % 4, Math.floor(j / 4) * (count - 4) + bit - 4],
+  );
+}
+
+/** Writes x, in scales, to latent i of a row of bytes that were zero. */
+function putLatent(
   type: ScaledCacheType,
   row: Uint8Array,
-  i: number,
+  [i, r, w]: readonly [number, number, number],
   x: number,
 ) {
   if (type === "fp8") row[i] = toF8(x);
   else if (type === "int8") row[i] = nearest(x) & 0xff;
   else {
-    const q = nearest(x) + 32, j = i % 16, group = (i - j) / 16 * 12;
-    row[group + j % 8] |= (q & 15) << (j < 8 ? 0 : 4);
-    row[group + 8 + j % 4] |= (q >> 4) << 2 * Math.floor(j / 4);
+    const code = i < shortAt(r, w)
+      ? nearest(x) + 32
+      : Math.min(nearest(x / 2), 15) + 16;
+    for (const [bit, [byte, place]] of int6Bits(i, r, w).entries()) {
+      row[byte] |= (code >> bit & 1) << place;
+    }
   }
 }
 
-function element(type: ScaledCacheType, row: Uint8Array, i: number): number {
+/** Latent i in scales. */
+function latent(
+  type: ScaledCacheType,
+  row: Uint8Array,
+  [i, r, w]: readonly [number, number, number],
+): number {
   if (type === "fp8") return fromF8(row[i]);
   if (type === "int8") return row[i] << 24 >> 24;
-  const j = i % 16, group = (i - j) / 16 * 12;
-  const low = row[group + j % 8] >> (j < 8 ? 0 : 4) & 15;
-  const high = row[group + 8 + j % 4] >> 2 * Math.floor(j / 4) & 3;
-  return (high << 4 | low) - 32;
+  const code = int6Bits(i, r, w).reduce(
+    (sum, [byte, place], bit) => sum | (row[byte] >> place & 1) << bit,
+    0,
+  );
+  return i < shortAt(r, w) ? code - 32 : 2 * code - 32;
 }
 
 /** An entry `[r + dr]` as bytes, and the codes of its latent and its key. */
 export function encodeEntry(type: ScaledCacheType, r: number, entry: Floats) {
-  const row = new Uint8Array(rowBytes(type, entry.length));
-  const codes = [[0, r], [r, entry.length]].map(([begin, end]) => {
-    const part = entry.subarray(begin, end);
+  const w = entry.length;
+  const row = new Uint8Array(rowBytes(type, w));
+  const codes = [[0, r], [r, w]].map(([begin, end]) => {
+    const part = entry.subarray(begin, end), isKey = begin > 0;
+    const most = largest(type, isKey);
     const code = codeOf(
       part.reduce((max, x) => Math.abs(x) > max ? Math.abs(x) : max, 0),
-      type,
+      most,
     );
-    const scale = scaleOf(code), most = LARGEST[type];
+    const scale = scaleOf(code);
     part.forEach((x, i) => {
       const steps = scale === 0 || Number.isNaN(x)
         ? 0
         : Math.max(-most, Math.min(most, Math.fround(x / scale)));
-      putElement(type, row, begin + i, steps);
+      if (isKey) row[row.length - (w - r) + i] = nearest(steps) & 0xff;
+      else putLatent(type, row, [i, r, w], steps);
     });
     return code;
   });
@@ -94,7 +130,10 @@ export function decodeEntry(
 ): Floats {
   return Float32Array.from(
     { length: w },
-    (_, i) => element(type, row, i) * scaleOf(codes[i < r ? 0 : 1]),
+    (_, i) =>
+      i < r
+        ? latent(type, row, [i, r, w]) * scaleOf(codes[0])
+        : (row[row.length - w + i] << 24 >> 24) * scaleOf(codes[1]),
   );
 }
 

@@ -1,7 +1,8 @@
 /**
  * `deno task build`: makes what the library needs beside its sources, and does nothing when all of
  * it is current. Options: `--cuda` (the CUDA library instead of the CPU one), `--sanitize` (the CPU
- * library with address and undefined-behaviour sanitizers, in `build/sanitize`).
+ * library with address and undefined-behaviour sanitizers, in `build/sanitize`), `--emulate` (the
+ * CPU library with AVX-512 and AMX emulated, in `build/emulate`).
  */
 import { bundlePage } from "../src/server/page_bundle.ts";
 import { bundleGrammar, bundleTokenizer } from "../src/text/bundle.ts";
@@ -18,9 +19,9 @@ interface Target {
 
 function target(args: string[]): Target {
   for (const arg of args) {
-    if (arg !== "--cuda" && arg !== "--sanitize") {
+    if (!["--cuda", "--sanitize", "--emulate"].includes(arg)) {
       throw new TypeError(
-        `Unknown option ${arg}: --cuda and --sanitize are known`,
+        `Unknown option ${arg}: --cuda, --sanitize and --emulate are known`,
       );
     }
   }
@@ -31,13 +32,15 @@ function target(args: string[]): Target {
     const options = ["-DMOELA_CUDA=ON", `-DMOELA_CUDA_ARCHS=${archs}`];
     return { name: "moela_cuda", out: build, options };
   }
-  return args.includes("--sanitize")
-    ? {
+  for (const kind of ["sanitize", "emulate"]) {
+    if (!args.includes(`--${kind}`)) continue;
+    return {
       name: "moela",
-      out: new URL("sanitize/", build),
-      options: ["-DMOELA_SANITIZE=ON"],
-    }
-    : { name: "moela", out: build, options: [] };
+      out: new URL(`${kind}/`, build),
+      options: [`-DMOELA_${kind.toUpperCase()}=ON`],
+    };
+  }
+  return { name: "moela", out: build, options: [] };
 }
 
 /** Every source of the library, in an order that is the same everywhere. */

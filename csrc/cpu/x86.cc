@@ -12,6 +12,13 @@ namespace moela {
 
 bool x86_has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
+#if defined(MOELA_EMULATE)
+
+bool x86_has_avx512() { return x86_has_avx2(); }
+bool x86_has_amx() { return x86_has_avx2(); }
+
+#else
+
 bool x86_has_avx512() {
   return x86_has_avx2() && __builtin_cpu_supports("avx512f") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -34,6 +41,8 @@ bool x86_has_amx() {
   return false;
 #endif
 }
+
+#endif
 
 }  // namespace moela
 

@@ -33,6 +33,10 @@ inline __m256i first_lanes(int64_t count) {
                             _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
+// To be called where a sum of integers has grown: the compiler may not add in another order, which
+// would take more registers than there are.
+inline void hold(__m256i& sum) { __asm__("" : "+x"(sum)); }
+
 // Eight elements as f32, or the first `count` < 8 and zeros. Memory may be unaligned.
 struct LoadF32 {
   static constexpr int64_t BYTES = 4;

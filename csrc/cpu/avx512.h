@@ -5,6 +5,12 @@
 
 namespace moela {
 
+void gemm_nt_avx512(int32_t b_dtype, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+                    const void* b, int64_t ldb, float* c, int64_t ldc, bool add);
+void gemm_nn_avx512(int32_t b_dtype, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+                    const void* b, int64_t ldb, float* c, int64_t ldc, bool add);
+void gemm_nt_scaled_avx512(const WeightRows& b, int64_t m, int64_t n, const float* a, int64_t lda,
+                           float* c, int64_t ldc, bool add);
 int64_t packed_bytes_avx512(int32_t dtype, int64_t m, int64_t k);
 void pack_avx512(int32_t dtype, int64_t m, int64_t k, const float* const* rows, char* out);
 void gemm_packed_avx512(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c,
@@ -18,6 +24,12 @@ namespace {
 
 // Rows of a weight that are taken together where many rows of the input use them.
 constexpr int64_t STRIP = 16;
+
+#if defined(MOELA_EMULATE)
+inline void hold(__m512i&) {}
+#else
+inline void hold(__m512i& sum) { __asm__("" : "+v"(sum)); }
+#endif
 
 inline __m512i load512(const void* at) { return _mm512_loadu_si512(at); }
 
@@ -189,8 +201,11 @@ void strip_group(const WeightRows& b, int64_t row, int64_t rows, int64_t g, int8
     }
     const uint32_t word = load_at<typename W::Word>(b.scales + (row + j) * scale_bytes, g);
     group.scales[j] = bf16_to_f32(static_cast<uint16_t>(word));
-    if (in_place) continue;
     const char* values = from + j * row_bytes;
+    // The same columns of the next rows, which come after these are done.
+    _mm_prefetch(values + STRIP * row_bytes, _MM_HINT_T1);
+    if (W::GROUP_BYTES > 64) _mm_prefetch(values + STRIP * row_bytes + 64, _MM_HINT_T1);
+    if (in_place) continue;
     char tail[W::GROUP_BYTES];
     if (!whole) {
       memset(tail, 0, sizeof tail);

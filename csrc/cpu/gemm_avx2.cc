@@ -5,6 +5,7 @@
 #if defined(__x86_64__)
 
 #include "gemm_avx2.h"
+#include "widen_avx2.h"
 
 namespace moela {
 namespace {
@@ -30,10 +31,7 @@ void strip_nt(const NtArgs& args, int64_t m, const float* a, const char* b, floa
 // The same for four rows of b, bf16, and many of a.
 void wide_bf16_nt(const NtArgs& args, int64_t m, const float* a, const char* b, float* c) {
   wide_strip_nt(args, m, a, c, [&](int64_t j, int64_t begin, int64_t count, float* to) {
-    const char* from = b + j * args.ldb + begin * 2;
-    int64_t l = 0;
-    for (; l + 8 <= count; l += 8) _mm256_storeu_ps(to + l, LoadBf16::all(from + l * 2));
-    if (l < count) _mm256_storeu_ps(to + l, LoadBf16::part(from + l * 2, count - l));
+    widen_plain<LoadBf16>(b + j * args.ldb, begin, count, to, 8);
   });
 }
 

@@ -1,70 +1,13 @@
-// Products in AMX with INT8 and INT4 (integer_rows.h says what they compute), and with BF16.
-//
-// BF16: the input is rounded to bf16. AMX takes 32 columns at a time: of their products the even
-// ones are added in ascending order, each with one rounding, the odd ones likewise, then the two
-// sums, and their sum is added to what is there; subnormals count as zero. Few rows do the same in
-// AVX-512, so that a row has the same bits in any company.
-//
-// A tile of weights is 16 rows of 64 bytes as they lie in memory; a tile of the input is 16 rows in
-// words of four bytes, packed beforehand.
+// Products in AMX with INT8 and INT4: integer_rows.h says what they compute. Few rows are
+// AVX-512's own.
 #if defined(__x86_64__)
 
-#include "avx512.h"
+#include "amx.h"
 
 namespace moela {
 namespace {
 
-constexpr int64_t MANY_ROWS = 4;
-constexpr int64_t TILE = 16;  // rows of the input in a tile
-constexpr int64_t TILE_BYTES = 1024;
 constexpr int64_t MAX_TILES = 6;  // whose sums are kept at once
-constexpr int64_t COLUMNS = 32;   // of bf16 in a tile
-
-struct alignas(64) TileConfig {
-  uint8_t palette;
-  uint8_t start_row;
-  uint8_t reserved[14];
-  uint16_t row_bytes[16];
-  uint8_t rows[16];
-};
-
-// All eight tiles 16 rows of 64 bytes, while it lives.
-class Tiles {
- public:
-  Tiles() {
-    TileConfig config = {};
-    config.palette = 1;
-    for (int t = 0; t < 8; t++) {
-      config.row_bytes[t] = 64;
-      config.rows[t] = 16;
-    }
-    _tile_loadconfig(&config);
-  }
-  ~Tiles() { _tile_release(); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
-};
-
-int64_t tiles_of(int64_t m) { return (m + TILE - 1) / TILE; }
-int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// The transposed sums of a tile, [16 rows of the weight][16 rows of the input], to c.
-void store_transposed(const float* y, int64_t rows, int64_t columns, float* c, int64_t ldc,
-                      bool add) {
-  __m512i words[16];
-  for (int j = 0; j < 16; j++) words[j] = load512(y + j * TILE);
-  transpose16(words);
-  const __mmask16 lanes = first_lanes16(columns);
-  for (int i = 0; i < 16; i++) {
-    if (i >= rows) return;
-    __m512 sum = _mm512_castsi512_ps(words[i]);
-    float* to = c + i * ldc;
-    if (add) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, to), sum);
-    _mm512_mask_storeu_ps(to, lanes, sum);
-  }
-}
-
-// ---- integers --------------------------------------------------------------------------------
 
 // 16 rows, packed: for each group two tiles of values, then all scales, f32 [groups][16].
 struct IntegerTile {
@@ -111,215 +54,98 @@ void add_group(const int32_t* sums, const float* w_scales, __m512 x_scales, floa
   }
 }
 
+// The tiles of one group: one strip of the weight or two, with one tile of the input or two.
+template <bool TWO, bool BOTH>
+void multiply_group(const StripGroup* strips, const char* x, const char* next) {
+  _tile_zero(0);
+  if (BOTH) _tile_zero(1);
+  if (TWO) _tile_zero(2);
+  if (TWO && BOTH) _tile_zero(3);
+  for (int64_t half = 0; half < 2; half++) {
+    _tile_loadd(4, strips[0].values + half * 64, strips[0].stride);
+    _tile_loadd(6, x + half * TILE_BYTES, 64);
+    _tile_dpbssd(0, 4, 6);
+    if (BOTH) {
+      _tile_loadd(7, next + half * TILE_BYTES, 64);
+      _tile_dpbssd(1, 4, 7);
+    }
+    if (!TWO) continue;
+    _tile_loadd(5, strips[1].values + half * 64, strips[1].stride);
+    _tile_dpbssd(2, 5, 6);
+    if (BOTH) _tile_dpbssd(3, 5, 7);
+  }
+}
+
+// Two strips of the weight with two tiles of the input at a time, so that each is loaded half as
+// often.
+template <class W, bool TWO>
+void strips(const WeightRows& b, int64_t j, int64_t n, int64_t count, const char* x,
+            float (*y)[MAX_TILES][TILE * STRIP]) {
+  constexpr int64_t S = TWO ? 2 : 1;
+  const IntegerTile layout{groups_of(b.cols)};
+  // A tile cannot be loaded from stores that have not reached the cache: groups are laid out one
+  // ahead.
+  alignas(64) int8_t room[2][S][STRIP * GROUP];
+  StripGroup groups[2][S];
+  alignas(64) int32_t sums[4][TILE * STRIP];
+  const auto lay_out = [&](int64_t g) {
+    for (int64_t s = 0; s < S; s++) {
+      const int64_t row = j + s * STRIP;
+      strip_group<W>(b, b.first + row, n - row, g, room[g % 2][s], groups[g % 2][s]);
+    }
+  };
+  for (int64_t s = 0; s < S; s++) memset(y[s], 0, count * sizeof y[s][0]);
+  lay_out(0);
+  for (int64_t g = 0; g < layout.groups; g++) {
+    const StripGroup* group = groups[g % 2];
+    if (g + 1 < layout.groups) lay_out(g + 1);
+    const auto add = [&](int s, int64_t t, const int32_t* of) {
+      const float* scales = layout.scales(x + t * layout.bytes()) + g * TILE;
+      add_group(of, group[s].scales, _mm512_loadu_ps(scales), y[s][t]);
+    };
+    for (int64_t t = 0; t < count; t += 2) {
+      const bool both = t + 1 < count;
+      const char* tile = x + t * layout.bytes() + g * 2 * TILE_BYTES;
+      if (both) {
+        multiply_group<TWO, true>(group, tile, tile + layout.bytes());
+      } else {
+        multiply_group<TWO, false>(group, tile, tile);
+      }
+      _tile_stored(0, sums[0], 64);
+      if (both) _tile_stored(1, sums[1], 64);
+      if (TWO) _tile_stored(2, sums[2], 64);
+      if (TWO && both) _tile_stored(3, sums[3], 64);
+      add(0, t, sums[0]);
+      if (both) add(0, t + 1, sums[1]);
+      if (!TWO) continue;
+      add(1, t, sums[2]);
+      if (both) add(1, t + 1, sums[3]);
+    }
+  }
+}
+
 template <class W>
 void many_rows(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c, int64_t ldc,
                bool add) {
   const Tiles tiles;
   const IntegerTile layout{groups_of(b.cols)};
-  alignas(64) int8_t room[STRIP * GROUP];
-  alignas(64) int32_t sums[2][TILE * STRIP];
-  alignas(64) float y[MAX_TILES][TILE * STRIP];
-  StripGroup group;
+  alignas(64) float y[2][MAX_TILES][TILE * STRIP];
   for (int64_t panel = 0; panel < tiles_of(m); panel += MAX_TILES) {
     const int64_t count = at_most(MAX_TILES, tiles_of(m) - panel);
     const char* x = packed + panel * layout.bytes();
-    for (int64_t j = 0; j < n; j += STRIP) {
-      memset(y, 0, count * sizeof y[0]);
-      for (int64_t g = 0; g < layout.groups; g++) {
-        strip_group<W>(b, b.first + j, n - j, g, room, group);
-        _tile_loadd(4, group.values, group.stride);
-        _tile_loadd(5, group.values + 64, group.stride);
-        for (int64_t t = 0; t < count; t += 2) {
-          const char* tile = x + t * layout.bytes();
-          const bool both = t + 1 < count;
-          _tile_zero(0);
-          _tile_loadd(6, tile + g * 2 * TILE_BYTES, 64);
-          _tile_dpbssd(0, 4, 6);
-          _tile_loadd(7, tile + (g * 2 + 1) * TILE_BYTES, 64);
-          _tile_dpbssd(0, 5, 7);
-          if (both) {
-            const char* next = tile + layout.bytes();
-            _tile_zero(1);
-            _tile_loadd(2, next + g * 2 * TILE_BYTES, 64);
-            _tile_dpbssd(1, 4, 2);
-            _tile_loadd(3, next + (g * 2 + 1) * TILE_BYTES, 64);
-            _tile_dpbssd(1, 5, 3);
-          }
-          _tile_stored(0, sums[0], 64);
-          add_group(sums[0], group.scales, _mm512_loadu_ps(layout.scales(tile) + g * TILE), y[t]);
-          if (both) {
-            _tile_stored(1, sums[1], 64);
-            add_group(sums[1], group.scales,
-                      _mm512_loadu_ps(layout.scales(tile + layout.bytes()) + g * TILE), y[t + 1]);
-          }
+    for (int64_t j = 0; j < n; j += 2 * STRIP) {
+      const bool two = j + STRIP < n;
+      if (two) {
+        strips<W, true>(b, j, n, count, x, y);
+      } else {
+        strips<W, false>(b, j, n, count, x, y);
+      }
+      for (int64_t s = 0; s < (two ? 2 : 1); s++) {
+        for (int64_t t = 0; t < count; t++) {
+          const int64_t row = (panel + t) * TILE, column = j + s * STRIP;
+          store_transposed(y[s][t], m - row, n - column, c + row * ldc + column, ldc, add);
         }
       }
-      for (int64_t t = 0; t < count; t++) {
-        const int64_t row = (panel + t) * TILE;
-        store_transposed(y[t], m - row, n - j, c + row * ldc + j, ldc, add);
-      }
-    }
-  }
-}
-
-// ---- bf16 ------------------------------------------------------------------------------------
-
-int64_t blocks_of(int64_t k) { return (k + COLUMNS - 1) / COLUMNS; }
-
-// Columns [begin, begin + 32) of a row in bf16, to nearest even, zeros beyond k.
-__m512i round_columns(const float* x, int64_t k, int64_t begin) {
-  const __m512 low = _mm512_maskz_loadu_ps(first_lanes16(k - begin), x + begin);
-  const int64_t rest = k - begin - 16;
-  const __m512 high =
-      rest > 0 ? _mm512_maskz_loadu_ps(first_lanes16(rest), x + begin + 16) : _mm512_setzero_ps();
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-}
-
-// Few rows lie as they are, many in tiles of words of two columns.
-void pack_bf16(int64_t m, int64_t k, const float* const* rows, char* out) {
-  const int64_t blocks = blocks_of(k);
-  if (m < MANY_ROWS) {
-    for (int64_t i = 0; i < m; i++) {
-      for (int64_t block = 0; block < blocks; block++) {
-        _mm512_storeu_si512(out + (i * blocks + block) * 64,
-                            round_columns(rows[i], k, block * COLUMNS));
-      }
-    }
-    return;
-  }
-  for (int64_t first = 0; first < m; first += TILE) {
-    for (int64_t block = 0; block < blocks; block++) {
-      __m512i words[16];
-      for (int64_t i = 0; i < 16; i++) {
-        words[i] = first + i < m ? round_columns(rows[first + i], k, block * COLUMNS)
-                                 : _mm512_setzero_si512();
-      }
-      transpose16(words);
-      for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + i * 64, words[i]);
-      out += TILE_BYTES;
-    }
-  }
-}
-
-// 16 rows of BF16 from column `begin` on as a tile: in place, or in room where rows or columns end.
-const char* bf16_tile(const WeightRows& b, int64_t row, int64_t rows, int64_t begin, char* room,
-                      int64_t* stride) {
-  const char* from = b.data + (row * b.cols + begin) * 2;
-  *stride = b.cols * 2;
-  if (rows >= STRIP && begin + COLUMNS <= b.cols) return from;
-  memset(room, 0, TILE_BYTES);
-  const int64_t bytes = at_most(COLUMNS, b.cols - begin) * 2;
-  for (int64_t j = 0; j < at_most(rows, STRIP); j++) {
-    memcpy(room + j * 64, from + j * b.cols * 2, bytes);
-  }
-  *stride = 64;
-  return room;
-}
-
-void many_rows_bf16(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c,
-                    int64_t ldc, bool add) {
-  const Tiles tiles;
-  const int64_t blocks = blocks_of(b.cols), count = tiles_of(m);
-  const int64_t tile_bytes = blocks * TILE_BYTES;
-  alignas(64) char room[2][TILE_BYTES];
-  alignas(64) float y[TILE * STRIP];
-  const auto store = [&](int64_t t, int64_t j) {
-    store_transposed(y, m - t * TILE, n - j, c + t * TILE * ldc + j, ldc, add);
-  };
-  // Two strips of the weight with two tiles of the input at a time.
-  for (int64_t j = 0; j < n; j += 2 * STRIP) {
-    const bool two = j + STRIP < n;
-    for (int64_t t = 0; t < count; t += 2) {
-      const bool both = t + 1 < count;
-      const char* x = packed + t * tile_bytes;
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-      for (int64_t block = 0; block < blocks; block++) {
-        int64_t stride;
-        const char* w = bf16_tile(b, b.first + j, n - j, block * COLUMNS, room[0], &stride);
-        _tile_loadd(4, w, stride);
-        _tile_loadd(6, x + block * TILE_BYTES, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        if (both) {
-          _tile_loadd(7, x + tile_bytes + block * TILE_BYTES, 64);
-          _tile_dpbf16ps(1, 4, 7);
-        }
-        if (!two) continue;
-        w = bf16_tile(b, b.first + j + STRIP, n - j - STRIP, block * COLUMNS, room[1], &stride);
-        _tile_loadd(5, w, stride);
-        _tile_dpbf16ps(2, 5, 6);
-        if (both) _tile_dpbf16ps(3, 5, 7);
-      }
-      _tile_stored(0, y, 64);
-      store(t, j);
-      if (both) {
-        _tile_stored(1, y, 64);
-        store(t + 1, j);
-      }
-      if (!two) continue;
-      _tile_stored(2, y, 64);
-      store(t, j + STRIP);
-      if (both) {
-        _tile_stored(3, y, 64);
-        store(t + 1, j + STRIP);
-      }
-    }
-  }
-}
-
-// Subnormals count as zero while it lives, as AMX has it.
-class FlushSubnormals {
- public:
-  FlushSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
-  ~FlushSubnormals() { _mm_setcsr(saved_); }
-  FlushSubnormals(const FlushSubnormals&) = delete;
-  FlushSubnormals& operator=(const FlushSubnormals&) = delete;
-
- private:
-  unsigned saved_;
-};
-
-// Lanes are rows of the weight.
-void few_rows_bf16(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c,
-                   int64_t ldc, bool add) {
-  const FlushSubnormals flush;
-  const int64_t blocks = blocks_of(b.cols);
-  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
-  alignas(64) char room[TILE_BYTES];
-  for (int64_t j = 0; j < n; j += STRIP) {
-    __m512 y[MANY_ROWS];
-    for (__m512& sum : y) sum = _mm512_setzero_ps();
-    for (int64_t block = 0; block < blocks; block++) {
-      int64_t stride;
-      const char* w = bf16_tile(b, b.first + j, n - j, block * COLUMNS, room, &stride);
-      __m512i words[16];
-      for (int i = 0; i < 16; i++) {
-        words[i] = load512(w + i * stride);
-        // The next strip follows these rows in memory.
-        _mm_prefetch(w + (i + STRIP) * stride, _MM_HINT_T0);
-      }
-      transpose16(words);
-      for (int64_t i = 0; i < m; i++) {
-        const char* x = packed + (i * blocks + block) * 64;
-        __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
-        for (int p = 0; p < 16; p++) {
-          const __m512 x_even = _mm512_set1_ps(bf16_to_f32(load_at<uint16_t>(x, 2 * p)));
-          const __m512 x_odd = _mm512_set1_ps(bf16_to_f32(load_at<uint16_t>(x, 2 * p + 1)));
-          const __m512 w_even = _mm512_castsi512_ps(_mm512_slli_epi32(words[p], 16));
-          const __m512 w_odd = _mm512_castsi512_ps(_mm512_and_si512(words[p], upper));
-          even = _mm512_fmadd_ps(w_even, x_even, even);
-          odd = _mm512_fmadd_ps(w_odd, x_odd, odd);
-        }
-        y[i] = _mm512_add_ps(y[i], _mm512_add_ps(even, odd));
-      }
-    }
-    const __mmask16 lanes = first_lanes16(n - j);
-    for (int64_t i = 0; i < m; i++) {
-      float* to = c + i * ldc + j;
-      const __m512 sum = add ? _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, to), y[i]) : y[i];
-      _mm512_mask_storeu_ps(to, lanes, sum);
     }
   }
 }
@@ -327,29 +153,22 @@ void few_rows_bf16(const WeightRows& b, int64_t m, int64_t n, const char* packed
 }  // namespace
 
 int64_t packed_bytes_amx(int32_t dtype, int64_t m, int64_t k) {
-  const bool many = m >= MANY_ROWS;
-  if (dtype == MOELA_BF16) {
-    return many ? tiles_of(m) * blocks_of(k) * TILE_BYTES : m * blocks_of(k) * 64;
-  }
-  if (!many) return packed_bytes_avx512(dtype, m, k);
+  if (dtype == MOELA_BF16) return packed_bytes_bf16_amx(m, k);
+  if (m < MANY_ROWS) return packed_bytes_avx512(dtype, m, k);
   if (dtype != MOELA_INT8 && dtype != MOELA_INT4) return 0;
   return tiles_of(m) * IntegerTile{groups_of(k)}.bytes();
 }
 
 void pack_amx(int32_t dtype, int64_t m, int64_t k, const float* const* rows, char* out) {
-  if (dtype == MOELA_BF16) return pack_bf16(m, k, rows, out);
+  if (dtype == MOELA_BF16) return pack_bf16_amx(m, k, rows, out);
   if (m < MANY_ROWS) return pack_avx512(dtype, m, k, rows, out);
   pack_integers(m, k, rows, out);
 }
 
 void gemm_packed_amx(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c,
                      int64_t ldc, bool add) {
-  const bool many = m >= MANY_ROWS;
-  if (b.dtype == MOELA_BF16) {
-    return many ? many_rows_bf16(b, m, n, packed, c, ldc, add)
-                : few_rows_bf16(b, m, n, packed, c, ldc, add);
-  }
-  if (!many) return gemm_packed_avx512(b, m, n, packed, c, ldc, add);
+  if (b.dtype == MOELA_BF16) return gemm_bf16_amx(b, m, n, packed, c, ldc, add);
+  if (m < MANY_ROWS) return gemm_packed_avx512(b, m, n, packed, c, ldc, add);
   if (b.dtype == MOELA_INT8) return many_rows<VnniInt8>(b, m, n, packed, c, ldc, add);
   many_rows<VnniInt4>(b, m, n, packed, c, ldc, add);
 }

@@ -35,18 +35,23 @@ void group_tile(const Words& words, __m512 w_scales, const IntegerRow& layout, c
                 int64_t g, float* y) {
   const int64_t stride = layout.stride();
   const char* x = packed + g * GROUP;
+  // Whole loops are unrolled, or the sums would not stay in registers.
   __m512i sums[M];
+#pragma GCC unroll 12
   for (int i = 0; i < M; i++) {
     const int16_t* eights = layout.eights(packed + i * stride) + g * 4;
     sums[i] = _mm512_set1_epi32(-16 * (eights[0] + eights[1] + eights[2] + eights[3]));
   }
   for (int64_t word = 0; word < GROUP / 4; word++) {
     const __m512i w = _mm512_load_si512(words.values[word]);
+#pragma GCC unroll 12
     for (int i = 0; i < M; i++) {
       sums[i] = _mm512_dpbusd_epi32(sums[i], w,
                                     _mm512_set1_epi32(load_at<int32_t>(x + i * stride, word)));
+      hold(sums[i]);
     }
   }
+#pragma GCC unroll 12
   for (int i = 0; i < M; i++) {
     const __m512 scale =
         _mm512_mul_ps(_mm512_set1_ps(layout.scales(packed + i * stride)[g]), w_scales);

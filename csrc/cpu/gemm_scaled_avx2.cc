@@ -2,45 +2,11 @@
 // order of every sum is that of f32 weights (gemm_avx2.cc), whatever the number of rows.
 #if defined(__x86_64__)
 
-#include "formats.h"
 #include "gemm_avx2.h"
+#include "widen_avx2.h"
 
 namespace moela {
 namespace {
-
-// Eight elements as f32, but for a power of two that the scale makes up for.
-struct RawFp8 {
-  // As f16 with the same bits of exponent and mantissa, which is 2^-8 times the number: subnormals
-  // come out right.
-  static constexpr float GAIN = 256;
-  static __m256 all(const char* at) {
-    const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
-    return _mm256_cvtph_ps(
-        _mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(static_cast<int16_t>(0xbf80))));
-  }
-  static float scale(const WeightRows& b, int64_t row, int64_t group) {
-    return load_at<float>(b.scales, row / GROUP * groups_of(b.cols) + group) * GAIN;
-  }
-};
-
-struct RawInt8 {
-  static __m256 all(const char* at) {
-    return _mm256_cvtepi32_ps(
-        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
-  }
-  static float scale(const WeightRows& b, int64_t row, int64_t group) {
-    return bf16_to_f32(load_at<uint16_t>(b.scales, row * groups_of(b.cols) + group));
-  }
-};
-
-template <class Raw>
-__m256 raw_part(const char* at, int64_t count) {
-  char bytes[8] = {};
-  memcpy(bytes, at, count);
-  return Raw::all(bytes);
-}
-
-int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // One row of a with N rows of b from `row` on.
 template <class Raw, int N>
@@ -70,24 +36,6 @@ void row_nt(const WeightRows& b, const NtArgs& args, int64_t row, const float* a
   finish(args, sums, c);
 }
 
-// Columns [begin, begin + count) of a row as f32, zeros up to the next multiple of 8; begin is one
-// of GROUP.
-template <class Raw>
-void widen_row(const WeightRows& b, int64_t row, int64_t begin, int64_t count, float* to) {
-  const char* from = b.data + row * b.cols + begin;
-  for (int64_t group = 0; group < count; group += GROUP) {
-    const __m256 scale = _mm256_set1_ps(Raw::scale(b, row, (begin + group) / GROUP));
-    const int64_t end = at_most(group + GROUP, count);
-    int64_t l = group;
-    for (; l + 8 <= end; l += 8) {
-      _mm256_storeu_ps(to + l, _mm256_mul_ps(Raw::all(from + l), scale));
-    }
-    if (l < end) {
-      _mm256_storeu_ps(to + l, _mm256_mul_ps(raw_part<Raw>(from + l, end - l), scale));
-    }
-  }
-}
-
 template <class Raw>
 void gemm_nt(const WeightRows& b, int64_t m, int64_t n, const float* a, int64_t lda, float* c,
              int64_t ldc, bool add) {
@@ -102,7 +50,7 @@ void gemm_nt(const WeightRows& b, int64_t m, int64_t n, const float* a, int64_t 
       for (j = 0; j + 4 <= n; j += 4) {
         wide_strip_nt(args, at_most(panel, m - i), a + i * lda, c + i * ldc + j,
                       [&](int64_t row, int64_t begin, int64_t count, float* to) {
-                        widen_row<Raw>(b, b.first + j + row, begin, count, to);
+                        widen_scaled<Raw>(b, b.first + j + row, begin, count, to, 8);
                       });
       }
     }
@@ -162,7 +110,7 @@ void gemm_nn(const WeightRows& b, int64_t m, int64_t k, const float* a, int64_t 
     for (int64_t l = 0; l < k; l += NN_ROWS) {
       const int64_t rows = at_most(NN_ROWS, k - l);
       for (int64_t i = 0; i < rows; i++) {
-        widen_row<Raw>(b, b.first + l + i, j, count, wide + i * WIDE_STRIDE);
+        widen_scaled<Raw>(b, b.first + l + i, j, count, wide + i * WIDE_STRIDE, 8);
       }
       gemm_nn_avx2(MOELA_F32, m, count, rows, a + l, lda, wide, WIDE_STRIDE, c + j, ldc,
                    add || l > 0);

@@ -1,4 +1,4 @@
-// The AVX-512 and AMX sets: those of AVX2, but for products with packed rows.
+// The AVX-512 and AMX sets: those of AVX2, but for products of many rows and with packed ones.
 #if defined(__x86_64__)
 
 #include "avx512.h"
@@ -9,6 +9,9 @@ const Kernels& avx512_kernels() {
   static const Kernels kernels = [] {
     Kernels set = avx2_kernels();
     set.id = MOELA_KERNELS_AVX512;
+    set.gemm_nt = gemm_nt_avx512;
+    set.gemm_nn = gemm_nn_avx512;
+    set.gemm_nt_scaled = gemm_nt_scaled_avx512;
     set.packed_bytes = packed_bytes_avx512;
     set.pack = pack_avx512;
     set.gemm_packed = gemm_packed_avx512;

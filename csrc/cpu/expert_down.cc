@@ -7,12 +7,12 @@ namespace moela {
 void expert_down(Context& context, int32_t, int64_t d, int64_t intermediate, int64_t,
                  int64_t experts, const float* in, const int32_t* plan, const Weight& down,
                  float* out) {
-  const auto blocks = expert_blocks(plan, experts);
+  const Kernels& kernels = context.kernels;
+  const bool packed = packs(kernels, down.dtype);
+  const auto blocks = expert_blocks(plan, experts, packed);
   const int64_t n_blocks = blocks.size();
   const int64_t largest = largest_block(blocks);
   const int64_t width = expert_tile_width(context, blocks, d, intermediate);
-  const Kernels& kernels = context.kernels;
-  const bool packed = packs(kernels, down.dtype);
   const std::vector<int64_t> counts = row_counts(blocks);
   PackedBlocks rows_packed(kernels, down.dtype, intermediate, counts);
   // Of a thread: a strip of results, and the gathered rows where they are not packed.

@@ -9,9 +9,10 @@
 
 namespace moela {
 
-// At most this many rows a block: gathered, they fit the second-level cache.
+// At most this many rows a block, where they are gathered as f32: they fit the second-level cache.
+// Packed they are smaller: the more of them, the fewer times a weight is unpacked.
 constexpr int64_t EXPERT_ROWS = 48;
-static_assert(EXPERT_ROWS <= PackedBlocks::MAX_ROWS, "blocks are packed");
+inline int64_t expert_rows(bool packed) { return packed ? PackedBlocks::MAX_ROWS : EXPERT_ROWS; }
 
 // Tiles of a weight for blocks of few rows, where time goes into reading it, and of many, where
 // rows are gathered anew for each tile. A tile is computed EXPERT_STRIP columns at a time.
@@ -32,23 +33,25 @@ struct ExpertBlock {
 };
 
 // The blocks of a plan (see MOE_PLAN); experts without a row have none.
-inline std::vector<ExpertBlock> expert_blocks(const int32_t* plan, int64_t experts) {
+inline std::vector<ExpertBlock> expert_blocks(const int32_t* plan, int64_t experts, bool packed) {
   std::vector<ExpertBlock> blocks;
   const int32_t* slots = plan + experts + 1;
   for (int64_t expert = 0; expert < experts; expert++) {
     const int64_t end = plan[expert + 1];
-    for (int64_t i = plan[expert]; i < end; i += EXPERT_ROWS) {
-      blocks.push_back({expert, std::min(EXPERT_ROWS, end - i), slots + i, 0});
+    const int64_t rows = block_rows_of(end - plan[expert], expert_rows(packed));
+    for (int64_t i = plan[expert]; i < end; i += rows) {
+      blocks.push_back({expert, std::min(rows, end - i), slots + i, 0});
     }
   }
   return blocks;
 }
 
 // The blocks of rows [begin, end) that all go through part 0.
-inline std::vector<ExpertBlock> dense_blocks(int64_t begin, int64_t end) {
+inline std::vector<ExpertBlock> dense_blocks(int64_t begin, int64_t end, bool packed) {
   std::vector<ExpertBlock> blocks;
-  for (int64_t row = begin; row < end; row += EXPERT_ROWS) {
-    blocks.push_back({0, std::min(EXPERT_ROWS, end - row), nullptr, row});
+  const int64_t rows = block_rows_of(end - begin, expert_rows(packed));
+  for (int64_t row = begin; row < end; row += rows) {
+    blocks.push_back({0, std::min(rows, end - row), nullptr, row});
   }
   return blocks;
 }

@@ -10,13 +10,13 @@ namespace moela {
 void gate_up(Context& context, int32_t rows, int64_t intermediate, int64_t d, int64_t top_k,
              int64_t experts, const float* in, const int32_t* plan, const Weight& gate,
              const Weight& up, float* out) {
-  const auto blocks = plan ? expert_blocks(plan, experts)
-                           : dense_blocks(context.step.begin(rows), context.step.end(rows));
+  const Kernels& kernels = context.kernels;
+  const bool packed = packs(kernels, gate.dtype);
+  const auto blocks = plan ? expert_blocks(plan, experts, packed)
+                           : dense_blocks(context.step.begin(rows), context.step.end(rows), packed);
   const int64_t n_blocks = blocks.size();
   const int64_t largest = largest_block(blocks);
   const int64_t width = expert_tile_width(context, blocks, intermediate, d);
-  const Kernels& kernels = context.kernels;
-  const bool packed = packs(kernels, gate.dtype);
   const std::vector<int64_t> counts = row_counts(blocks);
   PackedBlocks rows_packed(kernels, gate.dtype, d, counts);
   // Of a thread: a strip each of gate and up, and the gathered rows where they are not packed.

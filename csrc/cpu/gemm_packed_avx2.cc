@@ -1,7 +1,8 @@
 // Products in AVX2 with INT8 and INT4: integer_rows.h says what they compute.
 //
-// Few rows: packed_avx2.h. Many rows: 16 rows of the weight are unpacked to int16, a group at a
-// time, so that lanes are rows of the weight and no sum crosses lanes.
+// Few rows: packed_avx2.h. Many rows: 16 rows of the weight are unpacked a group at a time, so that
+// lanes are rows of the weight and no sum crosses lanes. INT8 becomes int16; INT4 stays bytes,
+// whose products fit int16 by eights: half as many multiplications.
 #if defined(__x86_64__)
 
 #include "packed_avx2.h"
@@ -11,8 +12,6 @@ namespace {
 
 // From so many rows on unpacking pays.
 constexpr int64_t MANY_ROWS = 4;
-
-bool is_wide(int64_t m) { return m >= MANY_ROWS; }
 
 // ---- few rows --------------------------------------------------------------------------------
 
@@ -99,15 +98,66 @@ struct Int4 {
 
 constexpr int64_t STRIP = 16;  // rows of the weight
 constexpr int64_t PANEL = 96;  // rows of the input whose sums are kept at once
+// Rows of the input whose integer sums are kept in registers, two vectors a row: with more the
+// compiler moves sums to memory and back.
+constexpr int TILE = 4;
 
-// A group of 16 rows of the weight: values [64 pairs of columns][16 rows][2], and scales [16].
-struct UnpackedStrip {
+// Where a group of 16 rows of the weight comes from.
+struct StripSource {
+  int64_t row_bytes;
+  const char* rows[STRIP];
+  const char* scales[STRIP];
+};
+
+// The words of scales of a group, and in `to` their scales; returns in `values` where the group's
+// bytes are: in place where all are there, else in `room` with zeros behind them.
+template <class W>
+void open_group(const StripSource& from, int64_t g, char (*room)[W::GROUP_BYTES],
+                const char** values, uint32_t* words, float* to) {
+  const int64_t offset = g * W::GROUP_BYTES;
+  const bool whole = offset + W::GROUP_BYTES <= from.row_bytes;
+  for (int64_t j = 0; j < STRIP; j++) {
+    words[j] = load_at<typename W::Word>(from.scales[j], g);
+    to[j] = bf16_to_f32(static_cast<uint16_t>(words[j]));
+    values[j] = from.rows[j] + offset;
+    // The same columns of the next rows, which come after these are done.
+    _mm_prefetch(values[j] + STRIP * from.row_bytes, _MM_HINT_T1);
+    if (W::GROUP_BYTES > 64) _mm_prefetch(values[j] + STRIP * from.row_bytes + 64, _MM_HINT_T1);
+    if (whole) continue;
+    memset(room[j], 0, W::GROUP_BYTES);
+    memcpy(room[j], values[j], from.row_bytes - offset);
+    values[j] = room[j];
+  }
+}
+
+// Adds sums [M][16] of a group, scaled, to y [M][16].
+template <int M>
+void add_group(const __m256i (&sums)[M][2], const float* w_scales, const IntegerRow& layout,
+               const char* packed, int64_t g, float* y) {
+  for (int i = 0; i < M; i++) {
+    const __m256 scale = _mm256_set1_ps(layout.scales(packed + i * layout.stride())[g]);
+    for (int h = 0; h < 2; h++) {
+      float* to = y + i * STRIP + h * 8;
+      const __m256 both = _mm256_mul_ps(scale, _mm256_load_ps(w_scales + h * 8));
+      _mm256_storeu_ps(to,
+                       _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i][h]), both, _mm256_loadu_ps(to)));
+    }
+  }
+}
+
+// INT8: values [64 pairs of columns][16 rows][2] as int16.
+struct PairStrip {
+  static constexpr bool WIDE = true;  // how rows are packed
   alignas(32) int16_t values[GROUP / 2][STRIP][2];
   alignas(32) float scales[STRIP];
+
+  void unpack(const StripSource& from, int64_t g);
+  template <int M>
+  void add(const IntegerRow& layout, const char* packed, int64_t g, float* y) const;
 };
 
 // Eight rows of 16 int8 each, from rows[j]: pairs of columns of the eight rows, as int16.
-void transpose_pairs(const int8_t* const* rows, int64_t offset, int16_t* to) {
+void transpose_pairs(const char* const* rows, int64_t offset, int16_t* to) {
   __m128i in[8], two[8], four[8];
   for (int j = 0; j < 8; j++) in[j] = load128(rows[j] + offset);
   for (int j = 0; j < 4; j++) {
@@ -134,135 +184,168 @@ void transpose_pairs(const int8_t* const* rows, int64_t offset, int16_t* to) {
   }
 }
 
-// PRODUCTS[f][i] = (i - 8) f, twice for the two halves of a vector.
-struct ProductTable {
-  alignas(32) int8_t lanes[16][32];
-  constexpr ProductTable() : lanes() {
-    for (int f = 0; f < 16; f++) {
-      for (int i = 0; i < 32; i++) lanes[f][i] = static_cast<int8_t>((i % 16 - 8) * f);
-    }
-  }
-};
-constexpr ProductTable PRODUCTS;
-
-// 128 values q * factor of INT4.
-void unpack_int4(const char* from, uint32_t word, int8_t* to) {
-  const __m256i mask = _mm256_set1_epi8(15);
-  for (int half = 0; half < 2; half++) {
-    const __m256i bytes = load256(from + half * 32);
-    const __m256i nibbles[2] = {_mm256_and_si256(bytes, mask),
-                                _mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask)};
-    for (int i = 0; i < 2; i++) {
-      const uint32_t factor = word >> (16 + 8 * half + 4 * i) & 15;
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + half * 64 + i * 32),
-                          _mm256_shuffle_epi8(load256(PRODUCTS.lanes[factor]), nibbles[i]));
-    }
-  }
-}
-
-template <class W>
-void unpack_strip(int64_t row_bytes, const char* const* rows, const char* const* scales, int64_t g,
-                  UnpackedStrip& strip) {
-  const int8_t* values[STRIP];
-  int8_t room[STRIP][GROUP];
-  const int64_t offset = g * W::GROUP_BYTES;
-  const bool whole = offset + W::GROUP_BYTES <= row_bytes;
-  for (int64_t j = 0; j < STRIP; j++) {
-    const uint32_t word = load_at<typename W::Word>(scales[j], g);
-    strip.scales[j] = bf16_to_f32(static_cast<uint16_t>(word));
-    const char* from = rows[j] + offset;
-    char tail[W::GROUP_BYTES] = {};
-    if (!whole) {
-      memcpy(tail, from, row_bytes - offset);
-      from = tail;
-    }
-    values[j] = room[j];
-    if (W::DTYPE == MOELA_INT4) {
-      unpack_int4(from, word, room[j]);
-    } else if (whole) {
-      values[j] = reinterpret_cast<const int8_t*>(from);
-    } else {
-      memcpy(room[j], tail, GROUP);
-    }
-  }
+void PairStrip::unpack(const StripSource& from, int64_t g) {
+  char room[STRIP][GROUP];
+  const char* rows[STRIP];
+  uint32_t words[STRIP];
+  open_group<Int8>(from, g, room, rows, words, scales);
   for (int64_t at = 0; at < GROUP; at += 16) {
-    transpose_pairs(values, at, strip.values[at / 2][0]);
-    transpose_pairs(values + 8, at, strip.values[at / 2][8]);
+    transpose_pairs(rows, at, values[at / 2][0]);
+    transpose_pairs(rows + 8, at, values[at / 2][8]);
   }
 }
 
-// M packed rows with a strip: adds a group to y [M][16].
 template <int M>
-void group_tile(const UnpackedStrip& strip, const IntegerRow& layout, const char* packed, int64_t g,
-                float* y) {
+void PairStrip::add(const IntegerRow& layout, const char* packed, int64_t g, float* y) const {
   const int64_t stride = layout.stride();
   const char* x = packed + g * GROUP * 2;
   __m256i sums[M][2];
   for (int i = 0; i < M; i++) sums[i][0] = sums[i][1] = _mm256_setzero_si256();
   for (int64_t pair = 0; pair < GROUP / 2; pair++) {
-    const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(strip.values[pair][0]));
-    const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(strip.values[pair][8]));
+    const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(values[pair][0]));
+    const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(values[pair][8]));
     for (int i = 0; i < M; i++) {
       const __m256i both = _mm256_set1_epi32(load_at<int32_t>(x + i * stride, pair));
       sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(low, both));
       sums[i][1] = _mm256_add_epi32(sums[i][1], _mm256_madd_epi16(high, both));
+      hold(sums[i][0]);
+      hold(sums[i][1]);
     }
   }
-  for (int i = 0; i < M; i++) {
-    const __m256 scale = _mm256_set1_ps(layout.scales(packed + i * stride)[g]);
-    for (int h = 0; h < 2; h++) {
-      float* to = y + i * STRIP + h * 8;
-      const __m256 both = _mm256_mul_ps(scale, _mm256_load_ps(strip.scales + h * 8));
-      _mm256_storeu_ps(to,
-                       _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[i][h]), both, _mm256_loadu_ps(to)));
+  add_group(sums, scales, layout, packed, g, y);
+}
+
+// INT4: q + 8 as bytes, [32 fours of columns][16 rows][4]; factors twice, [4][16 rows][2].
+struct NibbleStrip {
+  static constexpr bool WIDE = false;
+  static constexpr int64_t FOURS = SUBGROUP / 4;
+  alignas(32) uint8_t values[GROUP / 4][STRIP][4];
+  alignas(32) int16_t factors[GROUP / SUBGROUP][STRIP][2];
+  alignas(32) float scales[STRIP];
+
+  void unpack(const StripSource& from, int64_t g);
+  template <int M>
+  void add(const IntegerRow& layout, const char* packed, int64_t g, float* y) const;
+};
+
+// Words of four bytes: lane j of rows[i] becomes lane i of rows[j].
+void transpose8(__m256i (&rows)[8]) {
+  __m256i two[8], four[8];
+  for (int i = 0; i < 8; i += 2) {
+    two[i] = _mm256_unpacklo_epi32(rows[i], rows[i + 1]);
+    two[i + 1] = _mm256_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    four[i] = _mm256_unpacklo_epi64(two[i], two[i + 2]);
+    four[i + 1] = _mm256_unpackhi_epi64(two[i], two[i + 2]);
+    four[i + 2] = _mm256_unpacklo_epi64(two[i + 1], two[i + 3]);
+    four[i + 3] = _mm256_unpackhi_epi64(two[i + 1], two[i + 3]);
+  }
+  for (int j = 0; j < 4; j++) {
+    rows[j] = _mm256_permute2x128_si256(four[j], four[4 + j], 0x20);
+    rows[4 + j] = _mm256_permute2x128_si256(four[j], four[4 + j], 0x31);
+  }
+}
+
+void NibbleStrip::unpack(const StripSource& from, int64_t g) {
+  char room[STRIP][Int4::GROUP_BYTES];
+  const char* rows[STRIP];
+  uint32_t words[STRIP];
+  open_group<Int4>(from, g, room, rows, words, scales);
+  for (int64_t j = 0; j < STRIP; j++) {
+    for (int s = 0; s < 4; s++) {
+      factors[s][j][0] = factors[s][j][1] = static_cast<int16_t>(words[j] >> (16 + 4 * s) & 15);
+    }
+  }
+  const __m256i mask = _mm256_set1_epi8(15);
+  for (int64_t j = 0; j < STRIP; j += 8) {
+    for (int64_t half = 0; half < 2; half++) {
+      // 32 bytes of a row: columns 0 to 31 in their lower halves, the next 32 in the upper.
+      __m256i fours[8];
+      for (int i = 0; i < 8; i++) fours[i] = load256(rows[j + i] + half * 32);
+      transpose8(fours);
+      for (int64_t f = 0; f < FOURS; f++) {
+        const auto to = [&](int64_t upper) {
+          return reinterpret_cast<__m256i*>(values[(half * 2 + upper) * FOURS + f][j]);
+        };
+        _mm256_store_si256(to(0), _mm256_and_si256(fours[f], mask));
+        _mm256_store_si256(to(1), _mm256_and_si256(_mm256_srli_epi16(fours[f], 4), mask));
+      }
     }
   }
 }
 
-void group_tiles(const UnpackedStrip& strip, const IntegerRow& layout, int64_t m,
-                 const char* packed, int64_t g, float* y) {
+template <int M>
+void NibbleStrip::add(const IntegerRow& layout, const char* packed, int64_t g, float* y) const {
+  const int64_t stride = layout.stride();
+  __m256i sums[M][2];
+  for (int i = 0; i < M; i++) sums[i][0] = sums[i][1] = _mm256_setzero_si256();
+  for (int64_t s = 0; s < GROUP / SUBGROUP; s++) {
+    const char* x = packed + g * GROUP + s * SUBGROUP;
+    // Sums of 16 columns in int16, from which what q + 8 has too much is taken beforehand, for all
+    // 32 from the first: their magnitude is at most 16 * 8 * 127, twice, when all are added.
+    __m256i part[M][2];
+    for (int i = 0; i < M; i++) {
+      const int16_t eights = layout.eights(packed + i * stride)[g * 4 + s];
+      part[i][0] = part[i][1] = _mm256_set1_epi32(static_cast<uint16_t>(-eights));
+    }
+    for (int64_t f = 0; f < FOURS; f++) {
+      const uint8_t* w = values[s * FOURS + f][0];
+      const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(w));
+      const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(w + 32));
+      for (int i = 0; i < M; i++) {
+        const __m256i four = _mm256_set1_epi32(load_at<int32_t>(x + i * stride, f));
+        part[i][0] = _mm256_add_epi16(part[i][0], _mm256_maddubs_epi16(low, four));
+        part[i][1] = _mm256_add_epi16(part[i][1], _mm256_maddubs_epi16(high, four));
+        hold(part[i][0]);
+        hold(part[i][1]);
+      }
+    }
+    for (int h = 0; h < 2; h++) {
+      const __m256i factor = _mm256_load_si256(reinterpret_cast<const __m256i*>(factors[s][h * 8]));
+      for (int i = 0; i < M; i++) {
+        sums[i][h] = _mm256_add_epi32(sums[i][h], _mm256_madd_epi16(part[i][h], factor));
+      }
+    }
+  }
+  add_group(sums, scales, layout, packed, g, y);
+}
+
+template <class Strip>
+void group_tiles(const Strip& strip, const IntegerRow& layout, int64_t m, const char* packed,
+                 int64_t g, float* y) {
   int64_t i = 0;
   const auto at = [&](int64_t row) { return packed + row * layout.stride(); };
-  for (; m - i >= 6; i += 6) group_tile<6>(strip, layout, at(i), g, y + i * STRIP);
-  float* to = y + i * STRIP;
-  switch (m - i) {
-    case 5:
-      return group_tile<5>(strip, layout, at(i), g, to);
-    case 4:
-      return group_tile<4>(strip, layout, at(i), g, to);
-    case 3:
-      return group_tile<3>(strip, layout, at(i), g, to);
-    case 2:
-      return group_tile<2>(strip, layout, at(i), g, to);
-    case 1:
-      return group_tile<1>(strip, layout, at(i), g, to);
-    default:
-      return;
+  for (; m - i >= TILE; i += TILE) {
+    strip.template add<TILE>(layout, at(i), g, y + i * STRIP);
   }
+  float* to = y + i * STRIP;
+  if (m - i == 3) return strip.template add<3>(layout, at(i), g, to);
+  if (m - i == 2) return strip.template add<2>(layout, at(i), g, to);
+  if (m - i == 1) return strip.template add<1>(layout, at(i), g, to);
 }
 
-template <class W>
+template <class Strip>
 void many_rows(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c, int64_t ldc,
                bool add) {
-  const IntegerRow layout(b.cols, true);
-  const int64_t row_bytes = weight_row_bytes(W::DTYPE, b.cols);
-  const int64_t scale_bytes = scale_row_bytes(W::DTYPE, b.cols);
-  UnpackedStrip strip;
+  const IntegerRow layout(b.cols, Strip::WIDE);
+  const int64_t scale_bytes = scale_row_bytes(b.dtype, b.cols);
+  StripSource from;
+  from.row_bytes = weight_row_bytes(b.dtype, b.cols);
+  Strip strip;
   alignas(32) float y[PANEL * STRIP];
   for (int64_t panel = 0; panel < m; panel += PANEL) {
     const int64_t count = m - panel < PANEL ? m - panel : PANEL;
     for (int64_t j = 0; j < n; j += STRIP) {
       const int64_t columns = n - j < STRIP ? n - j : STRIP;
-      const char* rows[STRIP];
-      const char* scales[STRIP];
       for (int64_t r = 0; r < STRIP; r++) {
         const int64_t row = b.first + j + (r < columns ? r : columns - 1);
-        rows[r] = b.data + row * row_bytes;
-        scales[r] = b.scales + row * scale_bytes;
+        from.rows[r] = b.data + row * from.row_bytes;
+        from.scales[r] = b.scales + row * scale_bytes;
       }
       memset(y, 0, count * STRIP * sizeof(float));
       for (int64_t g = 0; g < layout.groups; g++) {
-        unpack_strip<W>(row_bytes, rows, scales, g, strip);
+        strip.unpack(from, g);
         group_tiles(strip, layout, count, packed + panel * layout.stride(), g, y);
       }
       for (int64_t i = 0; i < count; i++) {
@@ -278,28 +361,30 @@ void many_rows(const WeightRows& b, int64_t m, int64_t n, const char* packed, fl
   }
 }
 
-template <class W>
-void gemm(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c, int64_t ldc,
-          bool add) {
-  if (is_wide(m)) return many_rows<W>(b, m, n, packed, c, ldc, add);
-  few_rows<W>(b, m, n, packed, c, ldc, add);
-}
-
 }  // namespace
+
+// Rows are packed as the products of their number take them.
+static bool is_wide(int32_t dtype, int64_t m) {
+  return m >= MANY_ROWS && (dtype == MOELA_INT8 ? PairStrip::WIDE : NibbleStrip::WIDE);
+}
 
 int64_t packed_bytes_avx2(int32_t dtype, int64_t m, int64_t k) {
   if (dtype != MOELA_INT8 && dtype != MOELA_INT4) return 0;
-  return m * IntegerRow(k, is_wide(m)).stride();
+  return m * IntegerRow(k, is_wide(dtype, m)).stride();
 }
 
-void pack_avx2(int32_t, int64_t m, int64_t k, const float* const* rows, char* out) {
-  pack_rows(m, k, is_wide(m), rows, out);
+void pack_avx2(int32_t dtype, int64_t m, int64_t k, const float* const* rows, char* out) {
+  pack_rows(m, k, is_wide(dtype, m), rows, out);
 }
 
 void gemm_packed_avx2(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c,
                       int64_t ldc, bool add) {
-  if (b.dtype == MOELA_INT8) return gemm<Int8>(b, m, n, packed, c, ldc, add);
-  gemm<Int4>(b, m, n, packed, c, ldc, add);
+  if (b.dtype == MOELA_INT8) {
+    return m >= MANY_ROWS ? many_rows<PairStrip>(b, m, n, packed, c, ldc, add)
+                          : few_rows<Int8>(b, m, n, packed, c, ldc, add);
+  }
+  return m >= MANY_ROWS ? many_rows<NibbleStrip>(b, m, n, packed, c, ldc, add)
+                        : few_rows<Int4>(b, m, n, packed, c, ldc, add);
 }
 
 }  // namespace moela

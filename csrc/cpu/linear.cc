@@ -22,8 +22,8 @@ void linear(Context& context, int32_t rows, int64_t n, int64_t k, const float* i
   const int64_t begin = context.step.begin(rows), end = context.step.end(rows);
   if (begin == end) return;
   const Kernels& kernels = context.kernels;
-  const int64_t blocks = ceil_div(end - begin, ROW_BLOCK);
-  const int64_t block = ceil_div(end - begin, blocks);
+  const int64_t block = block_rows_of(end - begin, ROW_BLOCK);
+  const int64_t blocks = ceil_div(end - begin, block);
   const int64_t width =
       tile_width(context, n, blocks, block * k, block <= FEW_ROWS ? FEW_ROWS_WIDEST : WIDEST);
   const bool packed = packs(kernels, weight.dtype);

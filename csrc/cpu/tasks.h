@@ -9,6 +9,13 @@ namespace moela {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Rows of a block where `rows` are cut into blocks of at most `most`, a multiple of 16: of about
+// one size, so that none is left with a few, and of whole tiles of AMX.
+inline int64_t block_rows_of(int64_t rows, int64_t most) {
+  if (rows <= most) return std::max<int64_t>(rows, 1);
+  return ceil_div(ceil_div(rows, ceil_div(rows, most)), 16) * 16;
+}
+
 inline bool cancelled(const Context& context) {
   return context.cancel && context.cancel->load(std::memory_order_relaxed) != 0;
 }

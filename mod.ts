@@ -46,11 +46,8 @@ export {
   type LoadOptions,
   type LoadProgress,
 } from "./src/model/load.ts";
-export {
-  type ForwardOptions,
-  type MemoryUse,
-  Model,
-} from "./src/model/model.ts";
+export type { ForwardOptions } from "./src/model/forward_options.ts";
+export { type MemoryUse, Model } from "./src/model/model.ts";
 export { createHandler, type Handler } from "./src/server/handler.ts";
 export type { LogEntry } from "./src/server/log.ts";
 export type { ServerOptions } from "./src/server/options.ts";

@@ -1,7 +1,15 @@
 /** `cache.save()` and `model.loadCache()`. */
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertNotEquals,
+  assertRejects,
+} from "@std/assert";
 import { CacheBusyError, CacheFileError, loadModel } from "../mod.ts";
 import { checkpointFolder } from "./support/fixtures.ts";
+import { type Checkpoint, openCheckpoint } from "../src/weights/checkpoint.ts";
+import { fingerprint } from "../src/weights/fingerprint.ts";
+import { inFolder } from "./support/folder.ts";
 import { openLibraries } from "./support/open_library.ts";
 import { Random } from "./support/numbers.ts";
 import { assertSameBits } from "./support/ops.ts";
@@ -84,6 +92,60 @@ Deno.test("loadCache() refuses what belongs elsewhere", async () => {
   } finally {
     await Deno.remove(folder, { recursive: true });
   }
+});
+
+Deno.test("a cache belongs to every bit of the weights", async () => {
+  await inFolder(async (folder) => {
+    for (const { name } of Deno.readDirSync(NANO)) {
+      await Deno.copyFile(new URL(name, NANO), `${folder}/${name}`);
+    }
+    const saved = `${folder}/saved.cache`;
+    {
+      await using model = await loadModel(folder);
+      const cache = model.createCache();
+      await model.forward([1, 2, 3], { cache });
+      await cache.save(saved);
+      await model.loadCache(saved);
+    }
+    const { tensors } = await openCheckpoint(folder);
+    const { path, begin, end } = tensors.get("model.embed_tokens.weight")!;
+    const bytes = await Deno.readFile(path);
+    // A weight between those that samples would see.
+    bytes[begin + Math.floor((end - begin) / 3) + 77] ^= 1;
+    await Deno.writeFile(path, bytes);
+    await using other = await loadModel(folder);
+    await assertRejects(
+      () => other.loadCache(saved),
+      CacheFileError,
+      "the checkpoint is",
+    );
+  });
+});
+
+Deno.test("the digest of large weights sees the beginning of every MiB, and ends", async () => {
+  await inFolder(async (folder) => {
+    const path = `${folder}/weights`;
+    const size = 5 * (1 << 19);
+    const checkpoint = {
+      config: {},
+      files: [{ path, bytes: size }],
+      tensors: new Map([["a", {
+        ...{ dtype: "BF16", shape: [size / 2], begin: 0, end: size, path },
+      }]]),
+    } as unknown as Checkpoint;
+    const digest = async (change: number, wholeBytes: number) => {
+      const bytes = new Uint8Array(size);
+      if (change >= 0) bytes[change] = 1;
+      await Deno.writeFile(path, bytes);
+      return await fingerprint(checkpoint, { wholeBytes });
+    };
+    const sampled = await digest(-1, size - 1);
+    for (const at of [0, 4095, 1 << 20, 2 << 20, size - 4096, size - 1]) {
+      assertNotEquals(await digest(at, size - 1), sampled, `byte ${at}`);
+    }
+    assertEquals(await digest(5000, size - 1), sampled);
+    assertNotEquals(await digest(5000, size), await digest(-1, size));
+  });
 });
 
 Deno.test("a failed save() leaves the old file whole", async () => {

@@ -98,6 +98,7 @@ export class Cache implements Disposable, AsyncDisposable {
 
   /** Bytes that a token takes, all layers, scales included. */
   get bytesPerToken(): number {
+    this.#open("read the cache's size");
     return this.#owner.bytesPerToken(this.type);
   }
 

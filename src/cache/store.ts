@@ -230,6 +230,13 @@ function checkCacheOptions(
     throw new TypeError(`${prefix}: options must be an object`);
   }
   const { capacity, type } = options;
+  const known = ["capacity", "type"];
+  const unknown = Object.keys(options).find((name) => !known.includes(name));
+  if (unknown !== undefined) {
+    throw new TypeError(
+      `${prefix}: ${unknown} is not an option; there are ${known.join(", ")}`,
+    );
+  }
   const types = ["auto", ...CACHE_TYPES];
   if (type !== undefined && !types.includes(type)) {
     const error = typeof type === "string" ? RangeError : TypeError;

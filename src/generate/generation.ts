@@ -66,7 +66,10 @@ export interface Generation
   return(): Promise<IteratorResult<Chunk, undefined>>;
   /** The whole text. */
   text(): Promise<string>;
-  /** The whole text, parsed. @throws SyntaxError when it is no JSON, naming `finishReason` */
+  /**
+   * The whole text, parsed. Rejects with a SyntaxError that names `finishReason` when it is no JSON,
+   * or a number that was cut.
+   */
   json<T = unknown>(): Promise<T>;
   /** Text, tokens and what is known about them. */
   result(): Promise<GenerationResult>;
@@ -78,6 +81,12 @@ export interface GenerationSource {
   stop(): Promise<void>;
   /** Whether the model can make text of tokens. */
   hasText: boolean;
+}
+
+/** The same promise. Whoever awaits it sees a rejection; nobody has to. */
+function handled<T>(promise: Promise<T>): Promise<T> {
+  promise.catch(() => {});
+  return promise;
 }
 
 /** Carries chunks from the engine to one reader, and the result to anybody. */
@@ -93,8 +102,7 @@ export class GenerationStream implements Generation {
 
   constructor(source: GenerationSource) {
     this.#source = source;
-    // Whoever awaits it sees the rejection; nobody has to.
-    this.#result.promise.catch(() => {});
+    handled(this.#result.promise);
   }
 
   /** Adds a chunk. For the producer. */
@@ -135,7 +143,11 @@ export class GenerationStream implements Generation {
   }
 
   /** The next chunk. */
-  async next(): Promise<IteratorResult<Chunk, undefined>> {
+  next(): Promise<IteratorResult<Chunk, undefined>> {
+    return handled(this.#next());
+  }
+
+  async #next(): Promise<IteratorResult<Chunk, undefined>> {
     for (;;) {
       if (this.#returned) return { done: true, value: undefined };
       const chunk = this.#chunks.shift();
@@ -166,7 +178,15 @@ export class GenerationStream implements Generation {
     await this.return();
   }
 
-  async text(): Promise<string> {
+  text(): Promise<string> {
+    return handled(this.#wholeText());
+  }
+
+  json<T = unknown>(): Promise<T> {
+    return handled(this.#parsed<T>());
+  }
+
+  async #wholeText(): Promise<string> {
     const { text } = await this.#result.promise;
     if (!this.#source.hasText) {
       throw new TypeError(
@@ -176,12 +196,17 @@ export class GenerationStream implements Generation {
     return text;
   }
 
-  async json<T = unknown>(): Promise<T> {
-    const text = await this.text();
+  async #parsed<T>(): Promise<T> {
+    const text = await this.#wholeText();
+    const { finishReason } = await this.#result.promise;
     try {
-      return JSON.parse(text) as T;
+      const value = JSON.parse(text) as T;
+      // A number that was cut is another number.
+      if (finishReason !== "stop" && /\d\s*$/.test(text)) {
+        throw new Error("the number may be the beginning of another");
+      }
+      return value;
     } catch (cause) {
-      const { finishReason } = await this.#result.promise;
       throw new SyntaxError(
         `The output is no JSON (finishReason "${finishReason}"): ${
           JSON.stringify(text.slice(0, 80))

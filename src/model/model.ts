@@ -15,6 +15,7 @@ import type { Tokenizer } from "../text/tokenizer.ts";
 import type { ModelConfig } from "./config.ts";
 import type { GenerationConfig } from "./generation_config.ts";
 import type { RecordedModel } from "./layers.ts";
+import { checkForwardOptions, type ForwardOptions } from "./forward_options.ts";
 import { checkTokens } from "./tokens.ts";
 
 /** What a {@link Model} is made of: by `loadModel()`. */
@@ -34,16 +35,6 @@ export interface ModelInternals {
   caches: CacheStore;
   /** Type that the weights run in. */
   weightsType: string;
-}
-
-/** Options of `model.forward()` and `model.score()`. */
-export interface ForwardOptions {
-  /** Where the tokens are appended; a fresh one when absent. */
-  cache?: Cache;
-  /** Logits of which tokens; default "last". */
-  logits?: "last" | "all";
-  /** Stops the call within one step; it then rejects with `signal.reason`. */
-  signal?: AbortSignal;
 }
 
 /** Bytes that a model holds. */
@@ -154,12 +145,8 @@ export class Model implements Disposable, AsyncDisposable {
     tokens: readonly number[],
     options: ForwardOptions = {},
   ): Promise<Float32Array> {
+    checkForwardOptions(options, "run forward");
     const { logits = "last" } = options;
-    if (logits !== "last" && logits !== "all") {
-      throw new TypeError(
-        `Cannot run forward: logits is ${logits}, and must be "last" or "all"`,
-      );
-    }
     const { vocab_size } = this.config;
     return await this.#append(
       "run forward",
@@ -185,6 +172,7 @@ export class Model implements Disposable, AsyncDisposable {
     tokens: readonly number[],
     options: Omit<ForwardOptions, "logits"> = {},
   ): Promise<Float32Array> {
+    checkForwardOptions(options, "score");
     return await this.#append(
       "score",
       tokens,
@@ -343,8 +331,9 @@ export class Model implements Disposable, AsyncDisposable {
       );
     }
     if (input.length > 0 && typeof input[0] === "object") {
-      const messages = structuredClone(input) as Message[];
-      return { prompt: this.tokenizer.encode(messages), messages };
+      const messages = input as readonly Message[];
+      const prompt = this.tokenizer.encode(messages);
+      return { prompt, messages: structuredClone(messages) };
     }
     return { prompt: checkTokens(input, "generate", this.config.vocab_size) };
   }

@@ -3,14 +3,13 @@ import { assert, assertEquals } from "@std/assert";
 import { openLibrary } from "../ffi/mod.ts";
 import {
   answered,
-  CHAT,
   endless,
   greedy,
   pageTest,
   say,
   texts,
 } from "./support/browser.ts";
-import { until } from "./support/server.ts";
+import { CHAT, until } from "./support/server.ts";
 
 openLibrary();
 

@@ -108,6 +108,7 @@ pageTest("plots what the server does", async ({ page }) => {
   await until(
     async () => /^[1-9]\d* tokens a second/.test(await words.innerText()),
     "tokens are counted",
+    10,
   );
   assert(/[\d.]+ MB of caches$/.test(await words.innerText()));
   const inked = await page.evaluate<number>(`(() => {

@@ -2,11 +2,10 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { createHandler, loadModel } from "../mod.ts";
 import { openLibraries } from "./support/open_library.ts";
-import { errorOf, until, withServer } from "./support/server.ts";
+import { CHAT, errorOf, until, withServer } from "./support/server.ts";
 
 openLibraries();
 
-const CHAT = "/v1/chat/completions";
 const chat = (more: object = {}) => ({
   messages: [{ role: "user", content: "Hi" }],
   max_tokens: 4,

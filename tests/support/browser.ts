@@ -7,6 +7,7 @@ import {
   type Model,
   type ServerOptions,
 } from "../../mod.ts";
+import { CHAT } from "./server.ts";
 
 /** Where Debian and others put Chromium. */
 const PLACES = ["/usr/bin/chromium", "/usr/bin/chromium-browser"];
@@ -198,9 +199,6 @@ export function streamOf(...pieces: string[]): Response {
     headers: { "content-type": "text/event-stream" },
   });
 }
-
-/** Where chats are asked. */
-export const CHAT = "/v1/chat/completions";
 
 /** Whether a request asks for an answer. */
 export const isChat = (request: Request) =>

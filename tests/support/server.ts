@@ -1,5 +1,6 @@
 /** A server of nano on loopback, for one test. */
 
+import { assertEquals } from "@std/assert";
 import OpenAI from "openai";
 import {
   createHandler,
@@ -87,12 +88,13 @@ export async function withServer(
   }
 }
 
-/** Waits until something holds, at most two seconds. */
+/** Waits until something holds, at most so many seconds. */
 export async function until(
   holds: () => boolean | Promise<boolean>,
   what: string,
+  seconds = 2,
 ) {
-  const end = performance.now() + 2000;
+  const end = performance.now() + 1000 * seconds;
   while (!await holds()) {
     if (performance.now() > end) throw new Error(`Never: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 5));
@@ -115,4 +117,22 @@ export async function errorOf(response: Response): Promise<{
     (error.code === null || typeof error.code === "string");
   if (!right) throw new Error(`Not an error: ${JSON.stringify(body)}`);
   return error as unknown as Awaited<ReturnType<typeof errorOf>>;
+}
+
+/** Where chats are asked. */
+export const CHAT = "/v1/chat/completions";
+
+/** Checks that the server answers as before, and holds nothing. */
+export async function checkAlive({ post, model, metric }: TestServer) {
+  await until(() => model.load.running === 0, "the engine is idle");
+  await until(
+    async () => await metric("moela_requests_active") === 0,
+    "no request is active",
+  );
+  assertEquals(model.memory().caches, 0);
+  const answer = await post(CHAT, {
+    messages: [{ role: "user", content: "What is 12 + 30?" }],
+    temperature: 0,
+  });
+  assertEquals((await answer.json()).choices[0].message.content, "42");
 }

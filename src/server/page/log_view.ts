@@ -7,6 +7,11 @@ import type { Conversation, Turn } from "./types.ts";
 /** As near to the end, in CSS pixels, it follows what is written. */
 const NEAR = 60;
 
+/** Of the time that showing an answer takes, so many parts more are left to everything else. */
+const REST = 3;
+/** Milliseconds that may pass between two looks at most. */
+const LONGEST_REST = 1000;
+
 /** Shows the branch of a conversation that was chosen. */
 export class LogView {
   readonly #scroll = byId("scroll", HTMLElement);
@@ -16,8 +21,10 @@ export class LogView {
   readonly #actions: TurnActions;
   #views = new Map<string, MessageView>();
   #follow = true;
-  #frame = 0;
   #changed = new Set<Turn>();
+  #scheduled = false;
+  /** Milliseconds until more is shown. */
+  #rest = 0;
 
   constructor(actions: TurnActions) {
     this.#actions = actions;
@@ -51,16 +58,26 @@ export class LogView {
     return this.#log.contains(document.activeElement);
   }
 
-  /** A turn has more text: it is shown with the next frame. */
+  /** A turn has more text: it is shown with a frame soon. */
   changed(turn: Turn) {
     this.#changed.add(turn);
-    this.#frame ||= requestAnimationFrame(() => {
-      this.#frame = 0;
-      for (const each of this.#changed) this.#views.get(each.id)?.update();
-      this.#changed.clear();
-      if (this.#follow) this.toEnd();
-      else this.#watch();
-    });
+    if (this.#scheduled) return;
+    this.#scheduled = true;
+    const frame = () => requestAnimationFrame(() => this.#update());
+    if (this.#rest > 0) setTimeout(frame, this.#rest);
+    else frame();
+  }
+
+  #update() {
+    const started = performance.now();
+    this.#scheduled = false;
+    for (const each of this.#changed) this.#views.get(each.id)?.update();
+    this.#changed.clear();
+    if (this.#follow) this.toEnd();
+    else this.#watch();
+    // A long paragraph on a slow device: the page must answer between two looks at it.
+    const took = performance.now() - started;
+    this.#rest = took < 4 ? 0 : Math.min(REST * took, LONGEST_REST);
   }
 
   /** Scrolls to the end and stays there. */

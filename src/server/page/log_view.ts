@@ -23,6 +23,7 @@ export class LogView {
   #follow = true;
   #changed = new Set<Turn>();
   #scheduled = false;
+  #timer: ReturnType<typeof setTimeout> | undefined;
   /** Milliseconds until more is shown. */
   #rest = 0;
 
@@ -61,14 +62,19 @@ export class LogView {
   /** A turn has more text: it is shown with a frame soon. */
   changed(turn: Turn) {
     this.#changed.add(turn);
-    if (this.#scheduled) return;
+    const writing = turn.state === "writing";
+    if (this.#scheduled && writing) return;
     this.#scheduled = true;
-    const frame = () => requestAnimationFrame(() => this.#update());
-    if (this.#rest > 0) setTimeout(frame, this.#rest);
-    else frame();
+    // The end of an answer is not kept waiting.
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(
+      () => requestAnimationFrame(() => this.#update()),
+      writing ? this.#rest : 0,
+    );
   }
 
   #update() {
+    if (this.#changed.size === 0) return;
     const started = performance.now();
     this.#scheduled = false;
     for (const each of this.#changed) this.#views.get(each.id)?.update();

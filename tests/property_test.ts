@@ -5,7 +5,7 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
 import { loadModel, type LoadOptions, type Model } from "../mod.ts";
-import { action, alike, few, some } from "./support/cache_actions.ts";
+import { action, alike, few, some, VOCAB } from "./support/cache_actions.ts";
 import { assertClose, Checker, PAGE_BYTES } from "./support/cache_checker.ts";
 import { checkpointFolder } from "./support/fixtures.ts";
 import { inFolder } from "./support/folder.ts";
@@ -121,7 +121,7 @@ Deno.test("reused prefixes change logits by rounding alone", async () => {
       async (parts) => {
         for (let i = 1; i <= parts.length; i++) {
           const prompt = parts.slice(0, i).flat();
-          const options = { maxTokens: 3, temperature: 0, logprobs: 2 };
+          const options = { maxTokens: 3, temperature: 0, logprobs: VOCAB };
           const reused = await model.generate(prompt, options).result();
           const fresh = await model.generate(prompt, {
             ...options,

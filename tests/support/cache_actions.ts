@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { Random } from "./numbers.ts";
 
 /** Of tiny-v2. */
-const VOCAB = 320;
+export const VOCAB = 320;
 
 /** One call, or several at once. Which cache is meant counts among those there are. */
 export type Action =

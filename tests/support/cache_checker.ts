@@ -9,9 +9,11 @@ import {
   type GenerationResult,
   type Model,
   OutOfMemoryError,
+  type TokenLogprobs,
 } from "../../mod.ts";
 import { assertSameBits } from "./ops.ts";
-import { type Action, BASES } from "./cache_actions.ts";
+import { type Action, BASES, VOCAB } from "./cache_actions.ts";
+import { relativeError } from "./numbers.ts";
 
 /** Of tiny-v2 in f32: layers, elements, tokens, bytes. */
 export const PAGE_BYTES = 3 * 48 * 64 * 4;
@@ -305,7 +307,7 @@ export class Checker {
       const options: GenerateOptions = {
         maxTokens: 6,
         temperature: reusePrefix ? 0 : 1,
-        logprobs: 2,
+        logprobs: reusePrefix ? VOCAB : 2,
         seed: i,
         ignoreEos: true,
         reusePrefix,
@@ -331,14 +333,24 @@ export class Checker {
   }
 }
 
-/** Greedy tokens are the same where one leads by more than rounding, and so are probabilities. */
+/** The logits that all log-probabilities of a place tell, up to a constant: of mean 0. */
+function centred({ top }: TokenLogprobs): Float64Array {
+  const logits = new Float64Array(VOCAB);
+  assertEquals(top.length, VOCAB);
+  const mean = top.reduce((sum, { logprob }) => sum + logprob, 0) / VOCAB;
+  for (const { token, logprob } of top) logits[token] = logprob - mean;
+  return logits;
+}
+
+/** Logits are the same within rounding, and greedy tokens where one leads by more than that. */
 export function assertClose(found: GenerationResult, right: GenerationResult) {
-  for (const [i, { token, top }] of (right.logprobs ?? []).entries()) {
+  for (const [i, place] of right.logprobs!.entries()) {
     const other = found.logprobs![i];
-    const differ = Math.abs(other.top[0].logprob - top[0].logprob);
-    assert(differ < 1e-5, `a log-probability is off by ${differ}`);
-    if (other.token === token) continue;
-    assert(top[0].logprob - top[1].logprob < 1e-3, "another token");
+    const error = relativeError(centred(other), centred(place));
+    assert(error < 1e-5, `logits of token ${i} are off by ${error}`);
+    if (other.token === place.token) continue;
+    const [first, second] = place.top;
+    assert(first.logprob - second.logprob < 1e-3, "another token");
     break;
   }
 }

@@ -5,6 +5,7 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
+import { createHash } from "node:crypto";
 import { CheckpointError, loadModel } from "../mod.ts";
 import { openLibraries } from "./support/open_library.ts";
 import { downloadModel } from "../src/hub/download.ts";
@@ -249,4 +250,31 @@ Deno.test("downloadModel() downloads once for two callers", async () => {
     path === "model.safetensors"
   );
   assertEquals(asked.length, 1);
+});
+
+Deno.test("downloadModel() waits for another process, and no longer than its signal", async () => {
+  await using at = await setUp();
+  const bytes = at.server.files.get("config.json")!;
+  const hash = createHash("sha1").update(`blob ${bytes.length}\0`);
+  const blobs = `${at.cacheDir}/models--owner--name/blobs`;
+  await Deno.mkdir(blobs, { recursive: true });
+  using other = await Deno.open(
+    `${blobs}/${hash.update(bytes).digest("hex")}.incomplete`,
+    { write: true, create: true },
+  );
+  await other.lock(true);
+  const reason = new Error("enough");
+  const error = await assertRejects(() =>
+    downloadModel(ID, at.settings, { signal: after(150) })
+  );
+  assertEquals(error, reason);
+  const waiting = downloadModel(ID, at.settings);
+  await other.unlock();
+  await waiting;
+
+  function after(milliseconds: number): AbortSignal {
+    const controller = new AbortController();
+    setTimeout(() => controller.abort(reason), milliseconds);
+    return controller.signal;
+  }
 });

@@ -22,6 +22,8 @@ export interface DownloadFileOptions {
 /** Tries in a row that bring no byte. */
 const MAX_TRIES = 5;
 const FIRST_PAUSE_MS = 200;
+/** Between two looks at a file that another process writes: to wait for its lock heeds no signal. */
+const LOCK_PAUSE_MS = 100;
 /** A server that sends nothing for so long is taken for gone. */
 const STALL_MS = 60_000;
 
@@ -48,7 +50,9 @@ export async function downloadFile(
     write: true,
     create: true,
   });
-  await target.lock(true);
+  while (!await target.tryLock(true)) {
+    await pause(LOCK_PAUSE_MS, options.signal);
+  }
   try {
     if (await exists(path)) {
       // Another finished it meanwhile; the name may be a new, empty file.

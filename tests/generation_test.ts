@@ -5,7 +5,9 @@ import {
   DisposedError,
   type GenerateOptions,
   loadModel,
+  type Message,
 } from "../mod.ts";
+import { changeJson, inFolder } from "./support/folder.ts";
 import { openLibraries } from "./support/open_library.ts";
 
 openLibraries();
@@ -223,4 +225,54 @@ Deno.test("options of forward(), score() and createCache() are checked", async (
     TypeError,
     "messages[0].f is a function",
   );
+});
+
+Deno.test("a conversation pays only for what is new, whoever puts the space before an answer", async () => {
+  const turns = (between: string, before: string) =>
+    "{{ bos_token }}{% for message in messages %}" +
+    "{% if message['role'] == 'user' %}" +
+    `{{ 'User: ' + message['content'] + '\n\n${between}' }}` +
+    "{% else %}" +
+    `{{ '${before}' + message['content'] + eos_token }}` +
+    "{% endif %}{% endfor %}";
+  const templates = [
+    // As V2's: the template has "Assistant:" before a prompt's end, and "Assistant: " in an answer.
+    turns("", "Assistant: ") +
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}",
+    // As V2.5's and V3's: what the user said ends with the mark, and the answer is as it was written.
+    turns("Assistant:", ""),
+  ];
+  for (const [i, chat_template] of templates.entries()) {
+    await inFolder(async (folder) => {
+      for (const { name } of Deno.readDirSync(NANO)) {
+        await Deno.copyFile(new URL(name, NANO), `${folder}/${name}`);
+      }
+      await changeJson(
+        `${folder}/tokenizer_config.json`,
+        (json) => json.chat_template = chat_template,
+      );
+      await using model = await loadModel(folder, { weights: "f32" });
+      const cache = model.createCache();
+      const messages: Message[] = [];
+      const answers: string[] = [];
+      for (const content of ["What is 12 + 30?", "What is 73 - 43?", "Hi"]) {
+        messages.push({ role: "user", content });
+        const held = cache.length;
+        const { message, usage, finishReason } = await model.generate(
+          messages,
+          { cache, temperature: 0, maxTokens: 50 },
+        ).result();
+        assertEquals(finishReason, "stop");
+        assertEquals(usage.cachedTokens, held);
+        assertEquals(
+          cache.length,
+          usage.promptTokens + usage.completionTokens,
+        );
+        messages.push(message);
+        answers.push(message.content);
+      }
+      const space = i === 0 ? "" : " ";
+      assertEquals(answers.slice(0, 2), [`${space}42`, `${space}30`]);
+    });
+  }
 });

@@ -72,73 +72,44 @@ struct VnniInt8 {
   static constexpr int64_t GROUP_BYTES = 128;
   using Word = uint16_t;  // of scales
 
-  static __m256i sums(const char* const* rows, int64_t offset, const int8_t* q,
-                      const int16_t* eights, __m256i) {
-    __m256i x[4], all[ROWS];
-    for (int v = 0; v < 4; v++) x[v] = load256(q + v * 32);
+  static void prepare(RunScales&) {}
+  // Eight parts of the sum of (w + 128) q over a group.
+  static __m256i sum(const char* w, const int8_t* q, const RunScales&, int64_t) {
     const __m256i flip = _mm256_set1_epi8(static_cast<char>(0x80));
-    for (int64_t j = 0; j < ROWS; j++) {
-      const char* from = rows[j] + offset;
-      all[j] = _mm256_setzero_si256();
-      // The unsigned operand is w + 128.
-      for (int v = 0; v < 4; v++) {
-        const __m256i w = _mm256_xor_si256(load256(from + v * 32), flip);
-        all[j] = _mm256_dpbusd_epi32(all[j], w, x[v]);
-      }
-    }
-    const int32_t excess = 16 * (eights[0] + eights[1] + eights[2] + eights[3]);
-    return _mm256_sub_epi32(lane_sums8(all), _mm256_set1_epi32(excess));
+    const auto add = [&](__m256i to, int v) {
+      return _mm256_dpbusd_epi32(to, _mm256_xor_si256(load256(w + v * 32), flip),
+                                 load256(q + v * 32));
+    };
+    const __m256i zero = _mm256_setzero_si256();
+    return _mm256_add_epi32(add(add(zero, 0), 1), add(add(zero, 2), 3));
   }
-  static __m256i scale_bits(__m256i words) { return _mm256_slli_epi32(words, 16); }
-};
-
-// WIDE_FACTORS[f] is f in all lanes of four bytes.
-struct WideFactorTable {
-  alignas(32) int32_t lanes[16][8];
-  constexpr WideFactorTable() : lanes() {
-    for (int f = 0; f < 16; f++) {
-      for (int i = 0; i < 8; i++) lanes[f][i] = f;
-    }
+  static __m256i excess(__m256i, const int16_t* eights) {
+    return _mm256_set1_epi32(16 * (eights[0] + eights[1] + eights[2] + eights[3]));
   }
 };
-constexpr WideFactorTable WIDE_FACTORS;
 
 struct VnniInt4 {
   static constexpr int32_t DTYPE = MOELA_INT4;
   static constexpr int64_t GROUP_BYTES = 64;
   using Word = uint32_t;
 
-  static __m256i factor(uint32_t word, int i) {
-    // Bytes into the table: 32 a factor.
-    const uint32_t at = (word >> (16 + 4 * i - 5)) & 0x1e0;
-    return _mm256_load_si256(
-        reinterpret_cast<const __m256i*>(reinterpret_cast<const char*>(WIDE_FACTORS.lanes) + at));
+  static void prepare(RunScales& run) { int4_factors(false, run); }
+  // Eight parts of the sum of factor (w + 8) q over group g of a run.
+  static __m256i sum(const char* w, const int8_t* q, const RunScales& run, int64_t g) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    const __m256i first = load256(w), second = load256(w + 32);
+    // Fours are at most 4 * 15 * 127: they fit the lower halves that madd multiplies.
+    const auto fours = [&](int v, __m256i nibbles) {
+      return _mm256_madd_epi16(
+          _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_and_si256(nibbles, mask),
+                              load256(q + v * 32)),
+          _mm256_set1_epi32(static_cast<int32_t>(run.factors[v][g])));
+    };
+    return _mm256_add_epi32(
+        _mm256_add_epi32(fours(0, first), fours(1, _mm256_srli_epi16(first, 4))),
+        _mm256_add_epi32(fours(2, second), fours(3, _mm256_srli_epi16(second, 4))));
   }
-  static __m256i sums(const char* const* rows, int64_t offset, const int8_t* q,
-                      const int16_t* eights, __m256i words) {
-    alignas(32) uint32_t word[ROWS];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(word), words);
-    __m256i x[4], all[ROWS];
-    for (int v = 0; v < 4; v++) x[v] = load256(q + v * 32);
-    const __m256i mask = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
-    for (int64_t j = 0; j < ROWS; j++) {
-      const char* from = rows[j] + offset;
-      const __m256i first = load256(from), second = load256(from + 32);
-      const __m256i nibbles[4] = {
-          _mm256_and_si256(first, mask), _mm256_and_si256(_mm256_srli_epi16(first, 4), mask),
-          _mm256_and_si256(second, mask), _mm256_and_si256(_mm256_srli_epi16(second, 4), mask)};
-      // Fours are at most 4 * 15 * 127: they fit the lower halves that madd multiplies.
-      __m256i fours[4];
-      for (int v = 0; v < 4; v++) {
-        fours[v] =
-            _mm256_madd_epi16(_mm256_dpbusd_epi32(zero, nibbles[v], x[v]), factor(word[j], v));
-      }
-      all[j] = _mm256_add_epi32(_mm256_add_epi32(fours[0], fours[1]),
-                                _mm256_add_epi32(fours[2], fours[3]));
-    }
-    return _mm256_sub_epi32(lane_sums8(all), int4_excess(words, eights));
-  }
-  static __m256i scale_bits(__m256i words) { return _mm256_slli_epi32(words, 16); }
+  static __m256i excess(__m256i words, const int16_t* eights) { return int4_excess(words, eights); }
 };
 
 // ---- a group of 16 rows of a weight as int8 ----------------------------------------------------

@@ -17,7 +17,7 @@ inline int64_t expert_rows(bool packed) { return packed ? PackedBlocks::MAX_ROWS
 // Tiles of a weight for blocks of few rows, where time goes into reading it, and of many, where
 // rows are gathered anew for each tile. A tile is computed EXPERT_STRIP columns at a time.
 constexpr int64_t EXPERT_FEW_ROWS = 8;
-constexpr int64_t EXPERT_FEW_ROWS_WIDEST = 32;
+constexpr int64_t EXPERT_FEW_ROWS_WIDEST = 64;
 constexpr int64_t EXPERT_WIDEST = 256;
 constexpr int64_t EXPERT_STRIP = 64;
 

@@ -15,7 +15,7 @@ constexpr int64_t PANEL_ROWS_MIN = 12;
 // anew for each tile. The sums of a panel's rows wait between chunks as they are. The rows of a
 // chunk lie a little further apart, as multiples of 4 KiB would share the same few lines of cache.
 constexpr int64_t WIDEN_ROWS = 6;
-constexpr int64_t CHUNK = 512;
+constexpr int64_t CHUNK = 640;
 constexpr int64_t WIDE_STRIDE = CHUNK + 16;
 constexpr int64_t WAITING_ROWS = 168;
 static_assert(PANEL_BYTES / (4 * (CHUNK + 1)) + 3 <= WAITING_ROWS, "panels of several chunks");
@@ -104,7 +104,7 @@ __attribute__((always_inline)) inline void wide_strip_nt(const NtArgs& args, int
                                                          const float* a, float* c,
                                                          const Widen& widen) {
   constexpr int N = 4;
-  float wide[N * WIDE_STRIDE];
+  alignas(64) float wide[N * WIDE_STRIDE];
   __m256 waiting[WAITING_ROWS][N];
   for (int64_t begin = 0; begin < args.k; begin += CHUNK) {
     const bool first = begin == 0, last = args.k - begin <= CHUNK;

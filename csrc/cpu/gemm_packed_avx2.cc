@@ -20,78 +20,43 @@ struct Int8 {
   static constexpr int64_t GROUP_BYTES = 128;
   using Word = uint16_t;  // of scales
 
-  // sums of w q of 8 rows; of each the group's bytes are at rows[j] + offset.
-  static __m256i sums(const char* const* rows, int64_t offset, const int8_t* q, const int16_t*,
-                      __m256i) {
-    __m256i x[4], magnitude[4], all[ROWS];
-    for (int v = 0; v < 4; v++) {
-      x[v] = load256(q + v * 32);
-      magnitude[v] = _mm256_abs_epi8(x[v]);
-    }
-    const __m256i ones = _mm256_set1_epi16(1);
-    for (int64_t j = 0; j < ROWS; j++) {
-      const char* from = rows[j] + offset;
-      // Pairs are at most 2 * 127 * 127: no saturation.
-      __m256i pairs[4];
-      for (int v = 0; v < 4; v++) {
-        const __m256i w = _mm256_sign_epi8(load256(from + v * 32), x[v]);
-        pairs[v] = _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude[v], w), ones);
-      }
-      all[j] = _mm256_add_epi32(_mm256_add_epi32(pairs[0], pairs[1]),
-                                _mm256_add_epi32(pairs[2], pairs[3]));
-    }
-    return lane_sums8(all);
+  static void prepare(RunScales&) {}
+  // Eight parts of the sum of w q over a group.
+  static __m256i sum(const char* w, const int8_t* q, const RunScales&, int64_t) {
+    // Pairs are at most 2 * 127 * 127: no saturation.
+    const auto pairs = [&](int v) {
+      const __m256i x = load256(q + v * 32);
+      const __m256i signed_w = _mm256_sign_epi8(load256(w + v * 32), x);
+      return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(x), signed_w),
+                               _mm256_set1_epi16(1));
+    };
+    return _mm256_add_epi32(_mm256_add_epi32(pairs(0), pairs(1)),
+                            _mm256_add_epi32(pairs(2), pairs(3)));
   }
-  static __m256i scale_bits(__m256i words) { return _mm256_slli_epi32(words, 16); }
+  static __m256i excess(__m256i, const int16_t*) { return _mm256_setzero_si256(); }
 };
-
-// FACTORS[f] is f in all lanes.
-struct FactorTable {
-  alignas(32) int16_t lanes[16][16];
-  constexpr FactorTable() : lanes() {
-    for (int f = 0; f < 16; f++) {
-      for (int i = 0; i < 16; i++) lanes[f][i] = static_cast<int16_t>(f);
-    }
-  }
-};
-constexpr FactorTable FACTORS;
 
 struct Int4 {
   static constexpr int32_t DTYPE = MOELA_INT4;
   static constexpr int64_t GROUP_BYTES = 64;
   using Word = uint32_t;
 
-  static __m256i factor(uint32_t word, int i) {
-    // Bytes into the table: 32 a factor.
-    const uint32_t at = (word >> (16 + 4 * i - 5)) & 0x1e0;
-    return _mm256_load_si256(
-        reinterpret_cast<const __m256i*>(reinterpret_cast<const char*>(FACTORS.lanes) + at));
-  }
-  // words: scales and factors of the 8 rows.
-  static __m256i sums(const char* const* rows, int64_t offset, const int8_t* q,
-                      const int16_t* eights, __m256i words) {
-    alignas(32) uint32_t word[ROWS];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(word), words);
-    __m256i x[4], all[ROWS];
-    for (int v = 0; v < 4; v++) x[v] = load256(q + v * 32);
+  static void prepare(RunScales& run) { int4_factors(true, run); }
+  // Eight parts of the sum of factor (w + 8) q over group g of a run.
+  static __m256i sum(const char* w, const int8_t* q, const RunScales& run, int64_t g) {
     const __m256i mask = _mm256_set1_epi8(15);
-    for (int64_t j = 0; j < ROWS; j++) {
-      const char* from = rows[j] + offset;
-      const __m256i first = load256(from), second = load256(from + 32);
-      const __m256i nibbles[4] = {
-          _mm256_and_si256(first, mask), _mm256_and_si256(_mm256_srli_epi16(first, 4), mask),
-          _mm256_and_si256(second, mask), _mm256_and_si256(_mm256_srli_epi16(second, 4), mask)};
-      // Pairs are at most 2 * 15 * 127, and times a factor still far from 2^31.
-      __m256i pairs[4];
-      for (int v = 0; v < 4; v++) {
-        pairs[v] = _mm256_madd_epi16(_mm256_maddubs_epi16(nibbles[v], x[v]), factor(word[j], v));
-      }
-      all[j] = _mm256_add_epi32(_mm256_add_epi32(pairs[0], pairs[1]),
-                                _mm256_add_epi32(pairs[2], pairs[3]));
-    }
-    return _mm256_sub_epi32(lane_sums8(all), int4_excess(words, eights));
+    const __m256i first = load256(w), second = load256(w + 32);
+    // Pairs are at most 2 * 15 * 127, and times a factor still far from 2^31.
+    const auto pairs = [&](int v, __m256i nibbles) {
+      return _mm256_madd_epi16(
+          _mm256_maddubs_epi16(_mm256_and_si256(nibbles, mask), load256(q + v * 32)),
+          _mm256_set1_epi32(static_cast<int32_t>(run.factors[v][g])));
+    };
+    return _mm256_add_epi32(
+        _mm256_add_epi32(pairs(0, first), pairs(1, _mm256_srli_epi16(first, 4))),
+        _mm256_add_epi32(pairs(2, second), pairs(3, _mm256_srli_epi16(second, 4))));
   }
-  static __m256i scale_bits(__m256i words) { return _mm256_slli_epi32(words, 16); }
+  static __m256i excess(__m256i words, const int16_t* eights) { return int4_excess(words, eights); }
 };
 
 // ---- many rows -------------------------------------------------------------------------------
@@ -227,25 +192,6 @@ struct NibbleStrip {
   template <int M>
   void add(const IntegerRow& layout, const char* packed, int64_t g, float* y) const;
 };
-
-// Words of four bytes: lane j of rows[i] becomes lane i of rows[j].
-void transpose8(__m256i (&rows)[8]) {
-  __m256i two[8], four[8];
-  for (int i = 0; i < 8; i += 2) {
-    two[i] = _mm256_unpacklo_epi32(rows[i], rows[i + 1]);
-    two[i + 1] = _mm256_unpackhi_epi32(rows[i], rows[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    four[i] = _mm256_unpacklo_epi64(two[i], two[i + 2]);
-    four[i + 1] = _mm256_unpackhi_epi64(two[i], two[i + 2]);
-    four[i + 2] = _mm256_unpacklo_epi64(two[i + 1], two[i + 3]);
-    four[i + 3] = _mm256_unpackhi_epi64(two[i + 1], two[i + 3]);
-  }
-  for (int j = 0; j < 4; j++) {
-    rows[j] = _mm256_permute2x128_si256(four[j], four[4 + j], 0x20);
-    rows[4 + j] = _mm256_permute2x128_si256(four[j], four[4 + j], 0x31);
-  }
-}
 
 void NibbleStrip::unpack(const StripSource& from, int64_t g) {
   char room[STRIP][Int4::GROUP_BYTES];

@@ -8,6 +8,14 @@
 namespace moela {
 namespace {
 
+// What `rows` rows of b from `from` on have in a group of columns.
+void prefetch_group(const char* from, int64_t rows, int64_t stride) {
+  for (int64_t i = 0; i < rows; i++) {
+    _mm_prefetch(from + i * stride, _MM_HINT_T0);
+    _mm_prefetch(from + i * stride + 64, _MM_HINT_T0);
+  }
+}
+
 // One row of a with N rows of b from `row` on.
 template <class Raw, int N>
 void row_nt(const WeightRows& b, const NtArgs& args, int64_t row, const float* a, float* c) {
@@ -15,6 +23,8 @@ void row_nt(const WeightRows& b, const NtArgs& args, int64_t row, const float* a
   __m256 sums[1][N];
   clear(sums);
   for (int64_t begin = 0; begin < b.cols; begin += GROUP) {
+    // A step ahead: the rows that follow.
+    prefetch_group(from + N * b.cols + begin, N, b.cols);
     __m256 scales[N];
     for (int j = 0; j < N; j++) scales[j] = _mm256_set1_ps(Raw::scale(b, row + j, begin / GROUP));
     const int64_t end = at_most(begin + GROUP, b.cols);
@@ -69,6 +79,7 @@ void rows_nn(const WeightRows& b, int64_t row, const float* a, float* c, bool ad
   __m256 factors[L];
   for (int l = 0; l < L; l++) factors[l] = _mm256_set1_ps(a[l]);
   for (int64_t begin = 0; begin < b.cols; begin += GROUP) {
+    prefetch_group(from + L * b.cols + begin, L, b.cols);
     __m256 scales[L];
     for (int l = 0; l < L; l++) scales[l] = _mm256_set1_ps(Raw::scale(b, row + l, begin / GROUP));
     const int64_t end = at_most(begin + GROUP, b.cols);

@@ -19,6 +19,9 @@ static constexpr int64_t SPLIT_TOKENS = 8 * MOELA_PAGE_TOKENS;
 static constexpr int64_t MAX_HEAD_BLOCK = 32;
 // Fewer heads at a time would spend more on reading the page than on computing with it.
 static constexpr int64_t MIN_HEAD_BLOCK = 4;
+// Keys whose scores are taken before more of the next page is asked for: a page is too much to ask
+// for at once.
+static constexpr int64_t SCORED_KEYS = 8;
 // Results of splits before they are merged: rows are taken in waves that keep below this.
 static constexpr int64_t MAX_PARTIAL_FLOATS = 16 << 20;
 
@@ -70,8 +73,20 @@ void attend_split(const Context& context, const Shape& shape, int64_t row, int64
       dtype = MOELA_F32;
     }
     const bool first = key == begin;
-    kernels.gemm_nt(dtype, block, n, width, q, width, page, width, scores, MOELA_PAGE_TOKENS,
-                    false);
+    // Arithmetic hides the reading of the next page.
+    const char* next =
+        key + MOELA_PAGE_TOKENS < end
+            ? static_cast<const char*>(
+                  pool.at(step.pages[segment.page + key / MOELA_PAGE_TOKENS + 1], shape.layer))
+            : nullptr;
+    for (int64_t j = 0; j < n; j += SCORED_KEYS) {
+      for (int64_t at = 0; next && at < SCORED_KEYS * pool.row_bytes(); at += 64) {
+        __builtin_prefetch(next + j * pool.row_bytes() + at, 0, 2);
+      }
+      kernels.gemm_nt(dtype, block, std::min(SCORED_KEYS, n - j), width, q, width,
+                      static_cast<const char*>(page) + j * width * dtype_bytes(dtype), width,
+                      scores + j, MOELA_PAGE_TOKENS, false);
+    }
     for (int64_t i = 0; i < block; i++) {
       softmax_step(kernels, first, n, scores + i * MOELA_PAGE_TOKENS, states[i * state_stride],
                    shape.r, o + i * o_stride);
@@ -118,7 +133,8 @@ void mla_decode(Context& context, int32_t layer, int64_t heads, int64_t r, int64
 
   // Of each thread: the scores of a page and the states of one split, or the factors of a merge;
   // then the entries of a page.
-  const int64_t states = std::max(shape.head_block * (MOELA_PAGE_TOKENS + 2), most_splits);
+  const int64_t states =
+      ceil_div(std::max(shape.head_block * (MOELA_PAGE_TOKENS + 2), most_splits), 16) * 16;
   const int64_t own = states + MOELA_PAGE_TOKENS * (r + dr);
   const int64_t per_split = heads * (r + 2);
   const int64_t partial_floats =

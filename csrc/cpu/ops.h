@@ -80,12 +80,15 @@ struct StepView {
   }
 };
 
-// Scratch memory of a thread, grown on demand and kept. One get() at a time may be alive.
+// Scratch memory of a thread, grown on demand and kept; whole lines of the cache. One get() at a
+// time may be alive.
 class Scratch {
  public:
   float* get(int64_t floats) {
-    if (static_cast<int64_t>(memory_.size()) < floats) memory_.resize(floats);
-    return memory_.data();
+    constexpr int64_t LINE = 16;
+    if (static_cast<int64_t>(memory_.size()) < floats + LINE) memory_.resize(floats + LINE);
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(memory_.data());
+    return memory_.data() + (64 - begin % 64) % 64 / sizeof(float);
   }
 
  private:

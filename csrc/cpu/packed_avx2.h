@@ -55,9 +55,12 @@ inline int16_t eight_sums(const int8_t* q) {
   return static_cast<int16_t>(_mm_cvtsi128_si32(sum));
 }
 
-// Rows of the weight that are taken together, and groups whose scales are read ahead.
+// Rows of the weight that are taken together, and groups of one that are summed before the next
+// row's: memory is read in runs of RUN groups, which lie in one piece where rows are no longer.
 constexpr int64_t ROWS = 8;
-constexpr int64_t SCALES_AHEAD = 16;
+constexpr int64_t RUN = 16;
+// Bytes that are asked for ahead of the sums.
+constexpr int64_t AHEAD = 1024;
 
 // Lane j is the sum of the lanes of sums[j].
 inline __m256i lane_sums8(const __m256i (&sums)[ROWS]) {
@@ -109,49 +112,106 @@ inline void pack_rows(int64_t m, int64_t k, bool wide, const float* const* rows,
   }
 }
 
-// Eight rows of the weight, `rows` of data and `scales`, with one packed row.
+// Of a run of a row: its scales' words, and INT4's factors, each as the sums take it.
+struct RunScales {
+  alignas(32) uint32_t words[RUN];
+  alignas(32) uint32_t factors[4][RUN];
+};
+
+template <class Word>
+void load_words(const char* from, int64_t count, uint32_t* words) {
+  int64_t g = 0;
+  for (; g + 8 <= count; g += 8) {
+    const __m256i eight =
+        sizeof(Word) == 2 ? _mm256_cvtepu16_epi32(load128(from + g * 2)) : load256(from + g * 4);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(words + g), eight);
+  }
+  for (; g < count; g++) words[g] = load_at<Word>(from, g);
+}
+
+// The factors of a run, once more in the upper halves where `twice`.
+inline void int4_factors(bool twice, RunScales& run) {
+  for (int64_t g = 0; g < RUN; g += 8) {
+    const __m256i words = load256(run.words + g);
+    for (int v = 0; v < 4; v++) {
+      __m256i factor =
+          _mm256_and_si256(_mm256_srli_epi32(words, 16 + 4 * v), _mm256_set1_epi32(15));
+      if (twice) factor = _mm256_or_si256(factor, _mm256_slli_epi32(factor, 16));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(run.factors[v] + g), factor);
+    }
+  }
+}
+
+// Lane i of rows[j] becomes lane j of rows[i].
+inline void transpose8(__m256i (&rows)[8]) {
+  __m256i two[8], four[8];
+  for (int i = 0; i < 8; i += 2) {
+    two[i] = _mm256_unpacklo_epi32(rows[i], rows[i + 1]);
+    two[i + 1] = _mm256_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    four[i] = _mm256_unpacklo_epi64(two[i], two[i + 2]);
+    four[i + 1] = _mm256_unpackhi_epi64(two[i], two[i + 2]);
+    four[i + 2] = _mm256_unpacklo_epi64(two[i + 1], two[i + 3]);
+    four[i + 3] = _mm256_unpackhi_epi64(two[i + 1], two[i + 3]);
+  }
+  for (int i = 0; i < 4; i++) {
+    rows[i] = _mm256_permute2x128_si256(four[i], four[i + 4], 0x20);
+    rows[i + 4] = _mm256_permute2x128_si256(four[i], four[i + 4], 0x31);
+  }
+}
+
+// Eight rows of the weight, `rows` of data and `scales`, with one packed row. `ahead`: how far to
+// prefetch.
 template <class W>
 __m256 row_of_eight(const IntegerRow& layout, int64_t row_bytes, const char* const* rows,
-                    const char* const* scales, const char* packed, bool prefetch) {
+                    const char* const* scales, const char* packed, int64_t ahead) {
   const int8_t* q = reinterpret_cast<const int8_t*>(packed);
   const float* x_scales = layout.scales(packed);
   const int16_t* eights = layout.eights(packed);
+  RunScales runs[ROWS];
+  alignas(32) int32_t sums[RUN][ROWS][8];
   __m256 y = _mm256_setzero_ps();
-  for (int64_t ahead = 0; ahead < layout.groups; ahead += SCALES_AHEAD) {
-    const int64_t end = ahead + SCALES_AHEAD < layout.groups ? ahead + SCALES_AHEAD : layout.groups;
-    alignas(32) uint32_t words[SCALES_AHEAD][ROWS];
+  for (int64_t begin = 0; begin < layout.groups; begin += RUN) {
+    const int64_t count = layout.groups - begin < RUN ? layout.groups - begin : RUN;
+    const int64_t offset = begin * W::GROUP_BYTES;
+    const int64_t whole = (row_bytes - offset) / W::GROUP_BYTES;
     for (int64_t j = 0; j < ROWS; j++) {
-      for (int64_t g = ahead; g < end; g++) {
-        words[g - ahead][j] = load_at<typename W::Word>(scales[j], g);
+      load_words<typename W::Word>(scales[j] + begin * sizeof(typename W::Word), count,
+                                   runs[j].words);
+      W::prepare(runs[j]);
+      const auto sum = [&](int64_t g, const char* from) {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(sums[g][j]),
+                           W::sum(from, q + (begin + g) * GROUP, runs[j], g));
+      };
+      const char* from = rows[j] + offset;
+      for (int64_t g = 0; g < count && g < whole; g++, from += W::GROUP_BYTES) {
+        for (int64_t line = 0; line < W::GROUP_BYTES; line += 64) {
+          _mm_prefetch(from + ahead + line, _MM_HINT_T0);
+        }
+        sum(g, from);
+      }
+      if (whole < count) {
+        // What is beyond the last columns is 0 in q.
+        char tail[W::GROUP_BYTES] = {};
+        memcpy(tail, from, row_bytes - offset - whole * W::GROUP_BYTES);
+        sum(whole, tail);
       }
     }
-    for (int64_t g = ahead; g < end; g++) {
-      const __m256i word = load256(words[g - ahead]);
-      const int64_t offset = g * W::GROUP_BYTES;
-      __m256i sums;
-      if (offset + W::GROUP_BYTES <= row_bytes) {
-        if (prefetch) {
-          // The next eight rows follow these in memory.
-          for (int64_t j = 0; j < ROWS; j++) {
-            const char* next = rows[j] + ROWS * row_bytes + offset;
-            _mm_prefetch(next, _MM_HINT_T0);
-            if (W::GROUP_BYTES > 64) _mm_prefetch(next + 64, _MM_HINT_T0);
-          }
-        }
-        sums = W::sums(rows, offset, q + g * GROUP, eights + g * 4, word);
-      } else {
-        // What is beyond the last columns is 0 in q.
-        char tails[ROWS][W::GROUP_BYTES] = {};
-        const char* pointers[ROWS];
-        for (int64_t j = 0; j < ROWS; j++) {
-          memcpy(tails[j], rows[j] + offset, row_bytes - offset);
-          pointers[j] = tails[j];
-        }
-        sums = W::sums(pointers, 0, q + g * GROUP, eights + g * 4, word);
+    for (int64_t first = 0; first < count; first += 8) {
+      __m256i words[8];
+      for (int64_t j = 0; j < ROWS; j++) words[j] = load256(runs[j].words + first);
+      transpose8(words);
+      for (int64_t g = first; g < count && g < first + 8; g++) {
+        __m256i lanes[ROWS];
+        for (int64_t j = 0; j < ROWS; j++) lanes[j] = load256(sums[g][j]);
+        const __m256i word = words[g - first];
+        const __m256i total =
+            _mm256_sub_epi32(lane_sums8(lanes), W::excess(word, eights + (begin + g) * 4));
+        const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(x_scales[begin + g]),
+                                           _mm256_castsi256_ps(_mm256_slli_epi32(word, 16)));
+        y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(total), scale, y);
       }
-      const __m256 scale =
-          _mm256_mul_ps(_mm256_set1_ps(x_scales[g]), _mm256_castsi256_ps(W::scale_bits(word)));
-      y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scale, y);
     }
   }
   return y;
@@ -175,7 +235,7 @@ void few_rows(const WeightRows& b, int64_t m, int64_t n, const char* packed, flo
     }
     for (int64_t i = 0; i < m; i++) {
       __m256 y = row_of_eight<W>(layout, row_bytes, rows, scales, packed + i * layout.stride(),
-                                 i == 0 && count == ROWS);
+                                 i == 0 ? AHEAD : 0);
       float* to = c + i * ldc + j;
       if (count == ROWS) {
         if (add) y = _mm256_add_ps(_mm256_loadu_ps(to), y);

@@ -4,8 +4,7 @@
  * models/nano.
  */
 import type { WeightDType } from "../ffi/mod.ts";
-import type { CacheType, Model } from "../mod.ts";
-import { filledCache } from "./fill.ts";
+import { measure, type Phase } from "./phase.ts";
 import {
   median,
   peakRss,
@@ -17,22 +16,10 @@ import {
 import {
   openModel,
   parseSource,
-  randomTokens,
   SOURCE_USAGE,
   type SourceOptions,
 } from "./source.ts";
 import { bytesPerToken } from "./traffic.ts";
-
-/** One thing that is measured. */
-interface Phase {
-  phase: "decode" | "prefill";
-  /** Tokens of the clock, of each request. */
-  tokens: number;
-  /** Tokens that are there before. */
-  context: number;
-  /** Requests at once. */
-  batch: number;
-}
 
 const DECODED = 32;
 
@@ -55,40 +42,6 @@ function phasesOf(options: SourceOptions, maximum: number): Phase[] {
   return [...decode, ...prefill].filter(({ tokens, context }) =>
     context + tokens < maximum
   );
-}
-
-/** Milliseconds that a phase takes once. Each run has tokens of its own. */
-async function measure(
-  model: Model,
-  type: CacheType | undefined,
-  { phase, tokens, context, batch }: Phase,
-  run: number,
-): Promise<number> {
-  const { vocab_size } = model.config;
-  if (phase === "prefill") {
-    using cache = model.createCache({ type });
-    const ids = randomTokens(tokens, vocab_size, run);
-    const started = performance.now();
-    await model.forward(ids, { cache });
-    return performance.now() - started;
-  }
-  const caches = Array.from(
-    { length: batch },
-    () => filledCache(model, type, context),
-  );
-  const times = await Promise.all(caches.map(async (cache, i) => {
-    const [next] = randomTokens(1, vocab_size, run * 100 + i);
-    // The first token comes from the prompt's last row: the clock starts with it.
-    const { timings } = await model.generate([...cache.tokens, next], {
-      cache,
-      maxTokens: tokens + 1,
-      temperature: 0,
-      ignoreEos: true,
-    }).result();
-    return timings.decodeMs;
-  }));
-  for (const cache of caches) cache.dispose();
-  return Math.max(...times);
 }
 
 const WEIGHTS: readonly WeightDType[] = ["f32", "bf16", "fp8", "int8", "int4"];

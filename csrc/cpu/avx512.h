@@ -151,8 +151,8 @@ struct StripGroup {
 };
 
 // Rows [row, row + 16) of INT8 or INT4; from b's `rows` on they are zero. In place where that can
-// be, else in `room` [16][128].
-template <class W>
+// be, else in `room` [16][128]. The caller takes AHEAD rows together.
+template <class W, int64_t AHEAD>
 void strip_group(const WeightRows& b, int64_t row, int64_t rows, int64_t g, int8_t* room,
                  StripGroup& group) {
   const int64_t row_bytes = weight_row_bytes(W::DTYPE, b.cols);
@@ -174,8 +174,8 @@ void strip_group(const WeightRows& b, int64_t row, int64_t rows, int64_t g, int8
     group.scales[j] = bf16_to_f32(static_cast<uint16_t>(word));
     const char* values = from + j * row_bytes;
     // The same columns of the next rows, which come after these are done.
-    _mm_prefetch(values + STRIP * row_bytes, _MM_HINT_T1);
-    if (W::GROUP_BYTES > 64) _mm_prefetch(values + STRIP * row_bytes + 64, _MM_HINT_T1);
+    _mm_prefetch(values + AHEAD * row_bytes, _MM_HINT_T1);
+    if (W::GROUP_BYTES > 64) _mm_prefetch(values + AHEAD * row_bytes + 64, _MM_HINT_T1);
     if (in_place) continue;
     char tail[W::GROUP_BYTES];
     if (!whole) {

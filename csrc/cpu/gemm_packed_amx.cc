@@ -91,7 +91,7 @@ void strips(const WeightRows& b, int64_t j, int64_t n, int64_t count, const char
   const auto lay_out = [&](int64_t g) {
     for (int64_t s = 0; s < S; s++) {
       const int64_t row = j + s * STRIP;
-      strip_group<W>(b, b.first + row, n - row, g, room[g % 2][s], groups[g % 2][s]);
+      strip_group<W, S * STRIP>(b, b.first + row, n - row, g, room[g % 2][s], groups[g % 2][s]);
     }
   };
   for (int64_t s = 0; s < S; s++) memset(y[s], 0, count * sizeof y[s][0]);

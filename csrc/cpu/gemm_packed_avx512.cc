@@ -87,7 +87,7 @@ void many_rows(const WeightRows& b, int64_t m, int64_t n, const char* packed, fl
     for (int64_t j = 0; j < n; j += STRIP) {
       memset(y, 0, count * STRIP * sizeof(float));
       for (int64_t g = 0; g < layout.groups; g++) {
-        strip_group<W>(b, b.first + j, n - j, g, room, group);
+        strip_group<W, STRIP>(b, b.first + j, n - j, g, room, group);
         lay_out(group, words);
         group_tiles(words, _mm512_load_ps(group.scales), layout, count,
                     packed + panel * layout.stride(), g, y);

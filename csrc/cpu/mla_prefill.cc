@@ -16,6 +16,8 @@ namespace moela {
 
 // Rows whose scores are made at once.
 static constexpr int64_t ROW_TILE = 64;
+// Rows at the causal border whose common keys are taken together.
+static constexpr int64_t BORDER_ROWS = 8;
 // A task projects each page anew: with fewer rows that would cost far more than attention itself.
 static constexpr int64_t MIN_ROW_BLOCK = 128;
 
@@ -84,23 +86,31 @@ void attend(const Kernels& kernels, const Shape& shape, int64_t key, int64_t pos
   kernels.gemm_nt(MOELA_F32, rows, most, key_width, q, q_stride, tiles.keys, key_width,
                   tiles.scores, MOELA_PAGE_TOKENS, false);
   const bool first = key == 0;
-  // Rows at the causal border take their own number of keys, one row at a time: a key beyond must
-  // not enter, not even with weight 0.
-  int64_t border = 0;
+  const auto keys_of = [&](int64_t i) {
+    return std::min<int64_t>(MOELA_PAGE_TOKENS, position + i - key + 1);
+  };
   for (int64_t i = 0; i < rows; i++) {
-    const int64_t n = std::min<int64_t>(MOELA_PAGE_TOKENS, position + i - key + 1);
     float* scores = tiles.scores + i * MOELA_PAGE_TOKENS;
-    kernels.scale(n, shape.scale, scores);
-    softmax_step(kernels, first, n, scores, states[i], shape.dv, o + i * o_stride);
-    if (n == MOELA_PAGE_TOKENS) continue;
-    kernels.gemm_nn(MOELA_F32, 1, shape.dv, n, scores, MOELA_PAGE_TOKENS, tiles.values, shape.dv,
-                    o + i * o_stride, o_stride, !first);
-    border = i + 1;
+    kernels.scale(keys_of(i), shape.scale, scores);
+    softmax_step(kernels, first, keys_of(i), scores, states[i], shape.dv, o + i * o_stride);
   }
-  if (border == rows) return;
-  kernels.gemm_nn(MOELA_F32, rows - border, shape.dv, MOELA_PAGE_TOKENS,
-                  tiles.scores + border * MOELA_PAGE_TOKENS, MOELA_PAGE_TOKENS, tiles.values,
-                  shape.dv, o + border * o_stride, o_stride, !first);
+  // Adds keys [begin, end) to rows [row, row + n).
+  const auto add_values = [&](int64_t row, int64_t n, int64_t begin, int64_t end) {
+    kernels.gemm_nn(MOELA_F32, n, shape.dv, end - begin,
+                    tiles.scores + row * MOELA_PAGE_TOKENS + begin, MOELA_PAGE_TOKENS,
+                    tiles.values + begin * shape.dv, shape.dv, o + row * o_stride, o_stride,
+                    !first || begin > 0);
+  };
+  // Rows at the causal border take their own number of keys: a key beyond must not enter, not even
+  // with weight 0.
+  const int64_t border =
+      std::min(rows, std::max<int64_t>(0, key + MOELA_PAGE_TOKENS - 1 - position));
+  for (int64_t i = 0; i < border; i += BORDER_ROWS) {
+    const int64_t end = std::min(i + BORDER_ROWS, border);
+    add_values(i, end - i, 0, keys_of(i));
+    for (int64_t row = i + 1; row < end; row++) add_values(row, 1, keys_of(i), keys_of(row));
+  }
+  if (border < rows) add_values(border, rows - border, 0, MOELA_PAGE_TOKENS);
 }
 
 void attend_block(const Context& context, const Shape& shape, const Block& block, int64_t head,

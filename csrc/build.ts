@@ -2,7 +2,8 @@
  * `deno task build`: makes what the library needs beside its sources, and does nothing when all of
  * it is current. Options: `--cuda` (the CUDA library instead of the CPU one), `--sanitize` (the CPU
  * library with address and undefined-behaviour sanitizers, in `build/sanitize`), `--emulate` (the
- * CPU library with AVX-512 and AMX emulated, in `build/emulate`).
+ * CPU library with AVX-512 and AMX emulated, in `build/emulate`), `--emulated-cuda` (the CUDA library
+ * for the GPU that tests emulate, in `build/emulated_cuda`).
  */
 import { bundlePage } from "../src/server/page_bundle.ts";
 import { bundleGrammar, bundleTokenizer } from "../src/text/bundle.ts";
@@ -15,22 +16,35 @@ interface Target {
   /** Where the library goes. */
   out: URL;
   options: string[];
+  /** Folders of its sources. */
+  folders: string[];
 }
+
+const OPTIONS = ["--cuda", "--sanitize", "--emulate", "--emulated-cuda"];
 
 function target(args: string[]): Target {
   for (const arg of args) {
-    if (!["--cuda", "--sanitize", "--emulate"].includes(arg)) {
+    if (!OPTIONS.includes(arg)) {
       throw new TypeError(
-        `Unknown option ${arg}: --cuda, --sanitize and --emulate are known`,
+        `Unknown option ${arg}: ${OPTIONS.join(", ")} are known`,
       );
     }
   }
   const build = new URL("build/", ROOT);
+  const folders = ["csrc/"];
   if (args.includes("--cuda")) {
     // All that are supported unless the variable says which, such as 90a: each takes its time.
     const archs = Deno.env.get("MOELA_CUDA_ARCHS") ?? "80;90a";
     const options = ["-DMOELA_CUDA=ON", `-DMOELA_CUDA_ARCHS=${archs}`];
-    return { name: "moela_cuda", out: build, options };
+    return { name: "moela_cuda", out: build, options, folders };
+  }
+  if (args.includes("--emulated-cuda")) {
+    return {
+      name: "moela_cuda",
+      out: new URL("emulated_cuda/", build),
+      options: ["-DMOELA_EMULATED_CUDA=ON"],
+      folders: [...folders, "tests/emulated_cuda/"],
+    };
   }
   for (const kind of ["sanitize", "emulate"]) {
     if (!args.includes(`--${kind}`)) continue;
@@ -38,9 +52,10 @@ function target(args: string[]): Target {
       name: "moela",
       out: new URL(`${kind}/`, build),
       options: [`-DMOELA_${kind.toUpperCase()}=ON`],
+      folders,
     };
   }
-  return { name: "moela", out: build, options: [] };
+  return { name: "moela", out: build, options: [], folders };
 }
 
 /** Every source of the library, in an order that is the same everywhere. */
@@ -49,19 +64,21 @@ async function sources(dir: URL): Promise<URL[]> {
   for await (const entry of Deno.readDir(dir)) {
     const url = new URL(entry.name + (entry.isDirectory ? "/" : ""), dir);
     if (entry.isDirectory) found.push(...await sources(url));
-    else if (/\.(cc|cu|cuh|h|txt)$/.test(entry.name)) found.push(url);
+    else if (/\.(cc|cu|cuh|h|txt|cmake)$/.test(entry.name)) found.push(url);
   }
   return found.sort((a, b) => a.href < b.href ? -1 : 1);
 }
 
 /** The build id: a hash of the sources' names and contents. */
-async function buildId(): Promise<string> {
-  const csrc = new URL("csrc/", ROOT);
+async function buildId(folders: string[]): Promise<string> {
   const parts: Uint8Array<ArrayBuffer>[] = [];
-  for (const source of await sources(csrc)) {
-    const content = await Deno.readFile(source);
-    const name = `${source.href.slice(csrc.href.length)} ${content.length}\n`;
-    parts.push(new TextEncoder().encode(name), content);
+  for (const folder of folders) {
+    const base = new URL(folder, ROOT);
+    for (const source of await sources(base)) {
+      const content = await Deno.readFile(source);
+      const name = `${source.href.slice(base.href.length)} ${content.length}\n`;
+      parts.push(new TextEncoder().encode(name), content);
+    }
   }
   const bytes = new Uint8Array(await new Blob(parts).arrayBuffer());
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
@@ -118,12 +135,12 @@ async function current(library: URL, stamp: URL, id: string): Promise<boolean> {
   }
 }
 
-async function buildLibrary({ name, out, options }: Target) {
-  const id = await buildId();
+async function buildLibrary({ name, out, options, folders }: Target) {
+  const id = await buildId(folders);
   const library = new URL(`lib${name}.${SUFFIX}`, out);
   const stamp = new URL(`lib${name}.id`, out);
   if (await current(library, stamp, id)) return;
-  if (name === "moela_cuda") await needNvcc();
+  if (options.includes("-DMOELA_CUDA=ON")) await needNvcc();
   console.error(`Building ${library.pathname.slice(ROOT.pathname.length)} …`);
   await Deno.mkdir(out, { recursive: true });
   const work = new URL(`cmake-${name}/`, out).pathname;

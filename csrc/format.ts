@@ -5,7 +5,7 @@
 import { format } from "@wasm-fmt/clang-format";
 
 const ROOT = new URL("../", import.meta.url);
-const FOLDERS = ["csrc/", "bench/"];
+const FOLDERS = ["csrc/", "bench/", "tests/emulated_cuda/"];
 
 /** `.clang-format` as the inline style that the formatter takes: its top-level keys. */
 function inlineStyle(yaml: string): string {

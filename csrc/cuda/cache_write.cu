@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
                        const float* table, const char* norm, int norm_dtype, float epsilon) {
   __shared__ float room[8];
   __shared__ float scales[2];
-  extern __shared__ float x[];  // [r + dr]
+  MOELA_DYNAMIC_SHARED(float, x);  // [r + dr]
   wait_for_previous();
   allow_next();
   const int64_t row = step.begin(rows) + static_cast<int64_t>(blockIdx.x);

@@ -80,7 +80,7 @@ template <int DTYPE>
 __global__ void __launch_bounds__(ROW_THREADS, 2)
     decode_down_kernel(const __grid_constant__ Arguments a) {
   constexpr int AHEAD = 6;
-  extern __shared__ char shared[];
+  MOELA_DYNAMIC_SHARED(char, shared);
   __shared__ int chosen[ROUTE_MOST_CHOSEN];
   __shared__ float weights[ROUTE_MOST_CHOSEN];
   __shared__ float sums[ROUTE_MOST_CHOSEN + 1][STREAM_TILE];

@@ -71,8 +71,7 @@ struct Provider {
     int rank;
     const int row = first_row(unit, rank) + lane / 4;
     if (rank >= 0) {
-      while (!*routed) {
-      }
+      while (!*routed) spin();
       __threadfence_block();
       __syncwarp();
     }
@@ -98,7 +97,7 @@ struct Provider {
 template <int DTYPE>
 __global__ void __launch_bounds__(ROW_THREADS + ROUTE_THREADS, 1)
     decode_gate_up_kernel(const __grid_constant__ Arguments a) {
-  extern __shared__ char shared[];
+  MOELA_DYNAMIC_SHARED(char, shared);
   __shared__ float room[8];
   __shared__ int chosen[ROUTE_MOST_CHOSEN];
   __shared__ float weights[ROUTE_MOST_CHOSEN];

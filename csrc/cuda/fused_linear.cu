@@ -71,7 +71,7 @@ struct Provider {
 template <int DTYPE>
 __global__ void __launch_bounds__(ROW_THREADS, 2)
     decode_linear_kernel(const __grid_constant__ Arguments a) {
-  extern __shared__ char shared[];
+  MOELA_DYNAMIC_SHARED(char, shared);
   __shared__ float room[8];
   Stream<DTYPE> stream(shared, a.groups);
   const int first = share(a.n), end = share(a.n, 1);

@@ -13,6 +13,9 @@
 
 #include "cuda/ops.h"
 #include "runtime/error.h"
+#ifdef __CUDACC__
+#include "cuda/ptx.cuh"
+#endif
 
 namespace moela::cuda {
 
@@ -22,15 +25,16 @@ inline void check(cudaError_t error, const char* what) {
 }
 
 #ifdef __CUDACC__
-__device__ __forceinline__ void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void allow_next() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
+// A kernel by itself, outside of a step.
+template <class... Parameters, class... Arguments>
+void launch(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...),
+        "launching a kernel");
 }
 
 // Launches `kernel` with its arguments. Dynamic shared memory above 48 KB must have been allowed

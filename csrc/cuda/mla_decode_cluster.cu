@@ -26,10 +26,10 @@ namespace {
 __global__ void MOELA_CLUSTER __launch_bounds__(THREADS, 1)
     attend(const __grid_constant__ MlaDecodeArgs a) {
 #if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(128) char memory[];
+  MOELA_ALIGNED_DYNAMIC_SHARED(128, char, memory);
   Shared& s = *reinterpret_cast<Shared*>(memory);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-  const int rank = block_rank();
+  const int rank = cluster_rank();
   const int clusters = gridDim.x / CLUSTER, cluster = blockIdx.x / CLUSTER;
   const int tiles = (a.heads + HEADS - 1) / HEADS;
   if (thread == 0) {
@@ -278,9 +278,10 @@ __global__ void MOELA_CLUSTER __launch_bounds__(THREADS, 1)
           sync_computing();
           if (lane == 0) {
             const uint32_t barrier = remote(shared_address(&s.arrived), warp);
-            send(remote(shared_address(s.received[rank]), warp), s.sent[warp], HEADS * SLICE * 4,
-                 barrier);
-            send(remote(shared_address(s.states[rank]), warp), s.own_states, HEADS * 8, barrier);
+            bulk_send(remote(shared_address(s.received[rank]), warp), s.sent[warp],
+                      HEADS * SLICE * 4, barrier);
+            bulk_send(remote(shared_address(s.states[rank]), warp), s.own_states, HEADS * 8,
+                      barrier);
           }
         }
         cluster_wait(shared_address(&s.arrived), split_phase);

@@ -53,80 +53,10 @@ struct Item {
 };
 
 #if __CUDA_ARCH__ >= 900
-__device__ __forceinline__ uint32_t block_rank() {
-  uint32_t rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-__device__ __forceinline__ uint32_t remote(uint32_t address, int rank) {
-  uint32_t there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-  return there;
-}
-// From this block's shared memory to another's; both end at the other's barrier.
-__device__ __forceinline__ void send(uint32_t to, const void* from, int bytes, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-      "[%3];" ::"r"(to),
-      "r"(shared_address(from)), "r"(bytes), "r"(barrier)
-      : "memory");
-}
 // Where a slice has a head's column: eights of columns are swapped against bank conflicts.
 __device__ __forceinline__ int column_at(int head, int column) { return column ^ (head % 8 * 8); }
-__device__ __forceinline__ void remote_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier)
-               : "memory");
-}
-__device__ __forceinline__ void cluster_wait(uint32_t barrier, uint32_t parity) {
-  uint32_t done;
-  do {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, done;\n"
-        "}\n"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-  } while (!done);
-}
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile(
-      "barrier.cluster.arrive.aligned;\n"
-      "barrier.cluster.wait.aligned;\n" ::
-          : "memory");
-}
-__device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, int bytes,
-                                          uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(to),
-      "l"(from), "r"(bytes), "r"(barrier)
-      : "memory");
-}
 // Of the warps that compute.
-__device__ __forceinline__ void sync_computing() {
-  asm volatile("bar.sync 1, %0;" ::"n"(COMPUTING) : "memory");
-}
-
-__device__ __forceinline__ void load_matrices(uint32_t (&m)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-               : "r"(address)
-               : "memory");
-}
-__device__ __forceinline__ void load_transposed(uint32_t (&m)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-               : "r"(address)
-               : "memory");
-}
-__device__ __forceinline__ float power2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
+__device__ __forceinline__ void sync_computing() { named_sync<1, COMPUTING>(); }
 
 // A result of attention over some keys: the sum of weights relative to 2^max, and of weights times
 // latents.
@@ -300,14 +230,14 @@ __device__ __forceinline__ void copy_item(const MlaDecodeArgs& a, const Item& it
         barrier_arrive_expect(full, rows * row_bytes + (scaled ? 2 * TILE : 0));
         if (scaled) {
           // As they are, at the stage's end: they become bf16 in place.
-          bulk_copy(to + STAGE - TILE * row_bytes, from + row * row_bytes, rows * row_bytes, full);
-          bulk_copy(shared_address(s.scales[ring.stage]),
+          bulk_load(to + STAGE - TILE * row_bytes, from + row * row_bytes, rows * row_bytes, full);
+          bulk_load(shared_address(s.scales[ring.stage]),
                     from + MOELA_PAGE_TOKENS * row_bytes + 2 * row, 2 * TILE, full);
         }
       }
       __syncwarp();
       if (!scaled && lane < rows) {
-        bulk_copy(to + lane * stride, from + (row + lane) * row_bytes, row_bytes, full);
+        bulk_load(to + lane * stride, from + (row + lane) * row_bytes, row_bytes, full);
       }
       ring.next();
     }

@@ -53,7 +53,7 @@ __device__ __forceinline__ void attend_keys(const MlaDecodeArgs& a, const moela_
 // Grid: (heads; rows). Shared: the query, then the warps' maxima, sums and results.
 template <int COLUMNS>
 __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ MlaDecodeArgs a) {
-  extern __shared__ float memory[];
+  MOELA_DYNAMIC_SHARED(float, memory);
   wait_for_previous();
   allow_next();
   const int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -141,7 +141,8 @@ __device__ __forceinline__ void add_values(float (&o)[128], const Shared& s, int
   wgmma_begin();
 #pragma unroll
   for (int k = 0; k < KEYS / 16; k++) {
-    wgmma_values(o, operand_descriptor(weights + 32 * k), values_descriptor(values + 2048 * k));
+    wgmma_values(o, operand_descriptor(weights + 32 * k),
+                 columns_descriptor(values + 2048 * k, BLOCK));
   }
   wgmma_commit();
 }
@@ -158,12 +159,6 @@ __device__ __forceinline__ void make_scores(float (&c)[32], const Shared& s, int
     Wgmma<64>::run(c, operand_descriptor(q + offset), operand_descriptor(keys + offset));
   }
   wgmma_commit();
-}
-
-template <int N>
-__device__ __forceinline__ void pin(float (&d)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 // The warpgroup that makes the weights, and the left half of O.
@@ -268,7 +263,7 @@ __device__ __forceinline__ void attend_right(const MlaDecodeArgs& a, const Item&
     wgmma_wait<0>();
     pin(o);
     if (lane == 0) barrier_arrive(shared_address(&s.empty[ring.stage]));
-    if (i + 1 < item.end) arrive_computing(3);
+    if (i + 1 < item.end) named_arrive<2 * GROUP>(3);
     ring.next();
   }
   sync_computing<4>();
@@ -278,7 +273,7 @@ __device__ __forceinline__ void attend_right(const MlaDecodeArgs& a, const Item&
 
 __global__ void __launch_bounds__(THREADS, 1) attend(const __grid_constant__ MlaDecodeArgs a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  extern __shared__ __align__(1024) char memory[];
+  MOELA_ALIGNED_DYNAMIC_SHARED(1024, char, memory);
   Shared& s = *reinterpret_cast<Shared*>(memory);
   const int tiles = (a.heads + HEADS - 1) / HEADS;
   if (threadIdx.x == 0) {

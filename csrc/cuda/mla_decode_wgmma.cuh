@@ -58,38 +58,9 @@ struct RowSlots {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// d [64, 256] += a [64, 16] b [16, 256]: b is read along its rows.
-__device__ __forceinline__ void wgmma_values(float (&d)[128], uint64_t a, uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" MOELA_S256
-               "}, %128, %129, 1, 1, 1, 0, 1;\n"
-               : MOELA_D256(d)
-               : "l"(a), "l"(b));
-}
-// Rows of 64 keys in blocks of 64 columns; the product runs along the rows.
-__device__ __forceinline__ uint64_t values_descriptor(uint32_t address) {
-  return uint64_t{(address & 0x3FFFF) >> 4} | uint64_t{BLOCK >> 4} << 16 |
-         uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
-}
-
-template <int N>
-__device__ __forceinline__ void registers_inc() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
-}
-template <int N>
-__device__ __forceinline__ void registers_dec() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
-}
 template <int ID>
 __device__ __forceinline__ void sync_computing() {
-  asm volatile("bar.sync %0, 256;" ::"n"(ID) : "memory");
-}
-__device__ __forceinline__ void arrive_computing(int id) {
-  asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory");
-}
-__device__ __forceinline__ float power2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+  named_sync<ID, 2 * GROUP>();
 }
 
 // One warp plans rows [begin, end). Loads of all rows are on their way at once.

@@ -127,7 +127,7 @@ __device__ __forceinline__ void attend_rows(const Args& a, int n, uint32_t base)
   };
   // The warpgroups issue their products in turns, so that one multiplies while the other makes its
   // weights: named barriers 3 and 4, the first turn is warpgroup 0's.
-  if (half == 1) named_arrive(3, 256);
+  if (half == 1) named_arrive<256>(3);
 
   // The warpgroup's half of a tile's queries, in two parts.
   const auto load = [&](Queries<Q>& x, const Work& of, int part) {
@@ -146,7 +146,7 @@ __device__ __forceinline__ void attend_rows(const Args& a, int n, uint32_t base)
     y.store(queries, 1, thread);
   }
   fence_async_proxy();
-  named_sync(1 + half, 128);
+  named_sync<128>(1 + half);
   while (more) {
     float o[64], s[64];
     uint32_t p[32];
@@ -178,11 +178,11 @@ __device__ __forceinline__ void attend_rows(const Args& a, int n, uint32_t base)
     for (int block = work.begin + 1; block < work.end; block++) {
       limit -= 128;
       wait_keys();
-      named_sync(3 + half, 256);
+      named_sync<256>(3 + half);
       issue_scores(s, queries, keys_at());
       wait_values();
       issue_values(o, p, values_at());
-      named_arrive(3 + 1 - half, 256);
+      named_arrive<256>(3 + 1 - half);
       wgmma_wait<1>();
       pin(s);
       free_keys();
@@ -215,11 +215,11 @@ __device__ __forceinline__ void attend_rows(const Args& a, int n, uint32_t base)
       load(x, next, 0);
       load(y, next, 1);
       // All its warps have read the queries before.
-      named_sync(1 + half, 128);
+      named_sync<128>(1 + half);
       x.store(queries, 0, thread);
       y.store(queries, 1, thread);
       fence_async_proxy();
-      named_sync(1 + half, 128);
+      named_sync<128>(1 + half);
       work = next;
     }
   }
@@ -230,7 +230,7 @@ __device__ __forceinline__ void attend_rows(const Args& a, int n, uint32_t base)
 template <class Q, class Out>
 __global__ void __launch_bounds__(THREADS, 1) attend(const __grid_constant__ Args a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  extern __shared__ char memory[];
+  MOELA_DYNAMIC_SHARED(char, memory);
   const uint32_t base = (shared_address(memory) + 1023) / 1024 * 1024;
   if (threadIdx.x == 0) {
     for (int i = 0; i < STAGES; i++) {

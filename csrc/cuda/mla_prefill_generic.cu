@@ -102,7 +102,7 @@ __host__ __device__ int padded(int64_t width) { return int(width + 31) / 32 * 32
 __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ AttendArgs a) {
   wait_for_previous();
   allow_next();
-  extern __shared__ float memory[];
+  MOELA_DYNAMIC_SHARED(float, memory);
   const MlaPrefillPass& pass = a.pass;
   const int dn = int(pass.shape.dn), dr = int(pass.shape.dr), dv = int(pass.shape.dv);
   const int dk = dn + dr, stride = padded(dk), heads = pass.heads;

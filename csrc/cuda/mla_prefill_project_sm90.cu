@@ -5,9 +5,10 @@
 //
 // A persistent block an SM: one warp copies (3 stages of 64 columns of r), two warpgroups of 64
 // keys multiply. A key's sums run over r in one order, whatever else is in the window.
+#include "cuda/barrier.cuh"
 #include "cuda/mla_prefill.cuh"
-#include "cuda/mla_prefill_sm90.cuh"
 #include "cuda/stream_types.cuh"
+#include "cuda/wgmma_mma.cuh"
 
 namespace moela::cuda {
 
@@ -22,7 +23,7 @@ constexpr int THREADS = 384;
 
 __global__ void __launch_bounds__(THREADS, 1) project(const __grid_constant__ MlaPrefillPass pass) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  extern __shared__ char memory[];
+  MOELA_DYNAMIC_SHARED(char, memory);
   const uint32_t base = (shared_address(memory) + 1023) / 1024 * 1024;
   const uint32_t full = base + BARRIERS, empty = full + STAGES * 8;
   const int group = threadIdx.x / 128;
@@ -88,20 +89,17 @@ __global__ void __launch_bounds__(THREADS, 1) project(const __grid_constant__ Ml
       release((copy - 1) % STAGES);
       // This half's part of the staging memory is free again.
       if (thread == 0) bulk_store_read();
-      named_sync(1 + half, 128);
+      named_sync<128>(1 + half);
 #pragma unroll
       for (int c = 0; c < 32; c++) {
         // 8 columns of each of the two rows; row % 8 is the same for both.
         const uint32_t to =
             out + c / 8 * LATENTS + row * 128 + ((c % 8) ^ (row % 8)) * 16 + lane % 4 * 4;
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(bf16_pair(d[4 * c], d[4 * c + 1]))
-                     : "memory");
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(to + 8 * 128),
-                     "r"(bf16_pair(d[4 * c + 2], d[4 * c + 3]))
-                     : "memory");
+        store_shared(to, bf16_pair(d[4 * c], d[4 * c + 1]));
+        store_shared(to + 8 * 128, bf16_pair(d[4 * c + 2], d[4 * c + 3]));
       }
       fence_async_proxy();
-      named_sync(1 + half, 128);
+      named_sync<128>(1 + half);
       if (thread == 0) {
         char* to = pass.keys + int64_t{i} * OUT;
         for (int c = 0; c < 4; c++) {

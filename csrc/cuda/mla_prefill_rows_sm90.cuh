@@ -2,8 +2,9 @@
 // with a block of 128 keys, the running softmax.
 #pragma once
 
-#include "cuda/mla_prefill_sm90.cuh"
+#include "cuda/barrier.cuh"
 #include "cuda/stream_types.cuh"
+#include "cuda/wgmma_mma.cuh"
 
 namespace moela::cuda {
 
@@ -11,12 +12,6 @@ constexpr int MLA_KEY_TILE = 128 * 128;  // bytes of a tile of 128 keys and 64 c
 constexpr int MLA_QUERY_WIDTH = 192, MLA_VALUE_WIDTH = 128;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // A thread's part of 32 of 64 rows of q, on its way from global to shared memory: 6 pieces of 8.
 template <class Q>
@@ -29,9 +24,8 @@ struct Queries {
   __device__ __forceinline__ static void load_pieces(const Q* from, uint32_t (&to)[WORDS]) {
 #pragma unroll
     for (int j = 0; j < WORDS; j += 4) {
-      asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(to[j]), "=r"(to[j + 1]), "=r"(to[j + 2]), "=r"(to[j + 3])
-                   : "l"(reinterpret_cast<const uint32_t*>(from) + j));
+      load16_in_place(reinterpret_cast<uint32_t (&)[4]>(to[j]),
+                      reinterpret_cast<const uint32_t*>(from) + j);
     }
   }
 
@@ -62,9 +56,7 @@ struct Queries {
                               : bf16_pair(__uint_as_float(x[i][2 * j % WORDS]),
                                           __uint_as_float(x[i][(2 * j + 1) % WORDS]));
       }
-      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(y[0]), "r"(y[1]),
-                   "r"(y[2]), "r"(y[3])
-                   : "memory");
+      store_shared(at, uint4{y[0], y[1], y[2], y[3]});
     }
   }
 };
@@ -88,7 +80,7 @@ __device__ __forceinline__ void issue_scores(float (&s)[64], uint32_t q, uint32_
 // o += P V.
 __device__ __forceinline__ void issue_values(float (&o)[64], const uint32_t (&p)[32],
                                              uint32_t values) {
-  const uint64_t b = matrix_columns(values, MLA_KEY_TILE);
+  const uint64_t b = columns_descriptor(values, MLA_KEY_TILE);
   pin(o);
   wgmma_begin();
 #pragma unroll
@@ -120,14 +112,14 @@ struct Softmax {
       }
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
-      shrink[h] = exp2_approx((max[h] - most) * scale);
+      shrink[h] = power2((max[h] - most) * scale);
       max[h] = most;
       const float offset = most * scale;
       float total = 0;
 #pragma unroll
       for (int i = 0; i < 64; i++) {
         if (i / 2 % 2 != h) continue;
-        s[i] = exp2_approx(fmaf(s[i], scale, -offset));
+        s[i] = power2(fmaf(s[i], scale, -offset));
         total += s[i];
       }
       sum[h] = fmaf(sum[h], shrink[h], total);

@@ -60,17 +60,16 @@ void generate_weight(uint64_t seed, uint64_t key, int64_t count, float mean, flo
   const uint64_t random = mix(mix(seed + 0x9e3779b97f4a7c15ull) ^ key);
   const float scale = deviation * INVERSE_DEVIATION;
   if (dtype == MOELA_F32) {
-    generate_kernel<<<2048, 256, 0, stream>>>(random, mean, scale, count, static_cast<float*>(out));
+    launch(stream, generate_kernel<float>, 2048, 256, random, mean, scale, count,
+           static_cast<float*>(out));
   } else {
-    generate_kernel<<<2048, 256, 0, stream>>>(random, mean, scale, count,
-                                              static_cast<__nv_bfloat16*>(out));
+    launch(stream, generate_kernel<__nv_bfloat16>, 2048, 256, random, mean, scale, count,
+           static_cast<__nv_bfloat16*>(out));
   }
-  check(cudaGetLastError(), "generating a weight");
 }
 
 void read_all(const void* data, int64_t words, int32_t sms, int* sink, cudaStream_t stream) {
-  read_kernel<<<sms * 4, 512, 0, stream>>>(static_cast<const uint4*>(data), words, sink);
-  check(cudaGetLastError(), "reading memory of the GPU");
+  launch(stream, read_kernel, sms * 4, 512, static_cast<const uint4*>(data), words, sink);
 }
 
 namespace {

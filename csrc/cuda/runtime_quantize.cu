@@ -224,17 +224,16 @@ void quantize_weight(int32_t stored, const void* from, int64_t rows, int64_t col
   const Matrix w{from, stored, rows, cols};
   const int64_t groups = rows * w.groups();
   if (dtype == MOELA_INT8) {
-    int8_kernel<<<blocks_of(groups * 32), THREADS, 0, stream>>>(w, static_cast<int8_t*>(data),
-                                                                static_cast<uint16_t*>(scales));
+    launch(stream, int8_kernel, blocks_of(groups * 32), THREADS, w, static_cast<int8_t*>(data),
+           static_cast<uint16_t*>(scales));
   } else if (dtype == MOELA_INT4) {
-    int4_kernel<<<blocks_of(groups * SUBGROUPS), THREADS, 0, stream>>>(
-        w, static_cast<uint32_t*>(data), static_cast<uint32_t*>(scales));
+    launch(stream, int4_kernel, blocks_of(groups * SUBGROUPS), THREADS, w,
+           static_cast<uint32_t*>(data), static_cast<uint32_t*>(scales));
   } else {
     const int64_t blocks = (rows + GROUP - 1) / GROUP * w.groups();
-    fp8_kernel<<<static_cast<unsigned>(blocks), THREADS, 0, stream>>>(
-        w, static_cast<uint8_t*>(data), static_cast<float*>(scales));
+    launch(stream, fp8_kernel, static_cast<unsigned>(blocks), THREADS, w,
+           static_cast<uint8_t*>(data), static_cast<float*>(scales));
   }
-  check(cudaGetLastError(), "quantizing a weight");
 }
 
 }  // namespace moela::cuda

@@ -16,7 +16,7 @@ template <bool PAIR>
 __global__ void __launch_bounds__(NORM_THREADS)
     f32_kernel(const __grid_constant__ StreamArguments a) {
   constexpr int COLUMNS = PAIR ? ROWS / 2 : ROWS;
-  extern __shared__ int before[];
+  MOELA_DYNAMIC_SHARED(int, before);
   __shared__ float sums[NORM_THREADS / 32][ROWS][TOKENS];
   const int thread = threadIdx.x;
   wait_for_previous();

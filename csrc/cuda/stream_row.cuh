@@ -19,9 +19,7 @@ constexpr int ROW_ROUND = 96;
 constexpr int ROW_PIECES = 8;  // of 16 bytes, a thread and step
 
 // Barrier of the warps that stream alone: a kernel may have others.
-__device__ __forceinline__ void row_sync() {
-  asm volatile("bar.sync 1, %0;" ::"n"(ROW_THREADS) : "memory");
-}
+__device__ __forceinline__ void row_sync() { named_sync<1, ROW_THREADS>(); }
 
 // What a lane reads of a unit: a row for each half of the 16 (not inside: nothing, but the address
 // is good), and for lanes 0 and 1 of a quad the scales of the first and second one: of group g,

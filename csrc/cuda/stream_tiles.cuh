@@ -77,7 +77,7 @@ __device__ __forceinline__ void count_tiles(const StreamArguments& a, int* befor
 #pragma unroll
       for (int s = 1; s < 32; s *= 2) {
         const int other = __shfl_up_sync(0xffffffff, value, s);
-        if (threadIdx.x >= s) value += other;
+        if (static_cast<int>(threadIdx.x) >= s) value += other;
       }
       if (at <= a.experts) before[at] = sum + value;
       sum += __shfl_sync(0xffffffff, value, 31);
@@ -133,9 +133,7 @@ __device__ __forceinline__ void stream_store(const StreamArguments& a, int slot,
   if (a.out_dtype == MOELA_F32) {
     reinterpret_cast<float*>(a.out)[at] = value;
   } else {
-    uint32_t bits;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(0.0f), "f"(value));
-    reinterpret_cast<uint16_t*>(a.out)[at] = static_cast<uint16_t>(bits);
+    reinterpret_cast<uint16_t*>(a.out)[at] = static_cast<uint16_t>(bf16_pair(value, 0));
   }
 }
 

@@ -19,30 +19,7 @@ namespace moela::cuda {
 constexpr int STREAM_GROUP = 128;
 constexpr int STREAM_TILE = 16;
 
-__device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                         uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ void mma_s8(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                       uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
 __device__ __forceinline__ float bf16_value(uint32_t bits) { return __uint_as_float(bits << 16); }
-
-// Two floats rounded to bf16, `low` in the low half.
-__device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
-  uint32_t pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
 
 // Four E4M3 bytes as bf16: elements 0 and 1 in `low`, 2 and 3 in `high`. Exact: the bits are moved
 // to where bf16 has them, and the difference of exponent biases, 2^120, is multiplied back.
@@ -52,8 +29,8 @@ __device__ __forceinline__ void bf16_of_fp8(uint32_t bytes, uint32_t& low, uint3
   constexpr uint32_t FACTOR = 0x7b807b80, ZERO = 0x80008000;
   const uint32_t l = (first & 0x80008000) | ((first & 0x7f007f00) >> 4);
   const uint32_t h = (order & 0x80008000) | ((order & 0x7f007f00) >> 4);
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(low) : "r"(l), "r"(FACTOR), "r"(ZERO));
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(high) : "r"(h), "r"(FACTOR), "r"(ZERO));
+  low = fma_bf16_pair(l, FACTOR, ZERO);
+  high = fma_bf16_pair(h, FACTOR, ZERO);
 }
 
 // What differs between types. PIECES: 16-byte pieces of a lane, a group: piece p is of row half
@@ -210,25 +187,6 @@ __device__ __forceinline__ const char* stream_scale_at(const char* scales, int64
 // of blocks is below 2^32.
 __device__ __forceinline__ int share(int n, int after = 0) {
   return static_cast<int>(static_cast<uint32_t>(n) * (blockIdx.x + after) / gridDim.x);
-}
-
-// 16 or 4 bytes from global to shared memory in the background; what lies past `bytes` is zero.
-__device__ __forceinline__ void copy16(void* to, const void* from, int bytes) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void copy4(void* to, const void* from, int bytes) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int PENDING>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
 // Bytes of shared memory that a block may have.

@@ -419,7 +419,7 @@ struct Wide {
 template <int DTYPE, int TOKENS, int WARPS_K, bool COPY>
 __global__ void __launch_bounds__(WIDE_THREADS, 1)
     wide_kernel(const __grid_constant__ StreamArguments a) {
-  extern __shared__ char shared[];
+  MOELA_DYNAMIC_SHARED(char, shared);
   Wide<DTYPE, TOKENS, WARPS_K, COPY>(a, shared).run();
 }
 

@@ -9,9 +9,7 @@ namespace moela::cuda {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-__device__ __forceinline__ void group_sync(int group) {
-  asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
-}
+__device__ __forceinline__ void group_sync(int group) { named_sync<128>(group + 1); }
 
 // What a thread writes of a tile, and adds to it: 16 bytes of several rows, those of a warp side by
 // side.

@@ -30,6 +30,23 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
 
+// The second operand whose product runs along its rows (MN-major): tiles of 64 columns,
+// `tile_bytes` apart, rows of 128 swizzled bytes; the next 16 rows are 2,048 bytes on.
+__device__ __forceinline__ uint64_t columns_descriptor(uint32_t address, uint32_t tile_bytes) {
+  return uint64_t{(address & 0x3FFFF) >> 4} | uint64_t{tile_bytes >> 4} << 16 |
+         uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+
+// How many registers the warpgroup's threads have from here on.
+template <int N>
+__device__ __forceinline__ void registers_inc() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N>
+__device__ __forceinline__ void registers_dec() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+
 template <int N>
 struct Wgmma;
 
@@ -98,6 +115,29 @@ MOELA_WGMMA(224, 112, 113)
 MOELA_WGMMA(240, 120, 121)
 MOELA_WGMMA(256, 128, 129)
 #undef MOELA_WGMMA
+
+// d [64, 128] = a [64, 16] b [128, 16]^T, as Wgmma<128> but for what d held.
+__device__ __forceinline__ void wgmma_first(float (&d)[64], uint64_t a, uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" MOELA_S128
+               "}, %64, %65, 0, 1, 1, 0, 0;\n"
+               : MOELA_D128(d)
+               : "l"(a), "l"(b));
+}
+// d [64, 128] += a [64, 16] b [16, 128], a in registers (as mma.m16n8k16 has it, a warp's 16 rows),
+// b a columns_descriptor().
+__device__ __forceinline__ void wgmma_columns(float (&d)[64], const uint32_t* a, uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" MOELA_S128
+               "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
+               : MOELA_D128(d)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+// d [64, 256] += a [64, 16] b [16, 256], b a columns_descriptor().
+__device__ __forceinline__ void wgmma_values(float (&d)[128], uint64_t a, uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" MOELA_S256
+               "}, %128, %129, 1, 1, 1, 0, 1;\n"
+               : MOELA_D256(d)
+               : "l"(a), "l"(b));
+}
 
 #endif
 

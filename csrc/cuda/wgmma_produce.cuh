@@ -66,9 +66,7 @@ __device__ __forceinline__ void wgmma_produce(const CUtensorMap& map, const Wgmm
             packed = {pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y),
                       pack_bf16(b.z, b.w)};
           }
-          asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + place + i * 2048),
-                       "r"(packed.x), "r"(packed.y), "r"(packed.z), "r"(packed.w)
-                       : "memory");
+          store_shared(to + place + i * 2048, packed);
         } else {
           copy16(to + place + i * 2048, source, valid);
         }

@@ -29,7 +29,7 @@ __global__ MOELA_CLUSTER(CLUSTER)
     __launch_bounds__(WGMMA_THREADS, 1) void wgmma_product(const __grid_constant__ CUtensorMap map,
                                                            const WgmmaProblem p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  extern __shared__ __align__(1024) char shared[];
+  MOELA_ALIGNED_DYNAMIC_SHARED(1024, char, shared);
   WgmmaTables& tables =
       *reinterpret_cast<WgmmaTables*>(shared + WGMMA_RING<MB> + 2 * WGMMA_STORE<MB>);
   if (threadIdx.x == 0) {
@@ -51,10 +51,10 @@ __global__ MOELA_CLUSTER(CLUSTER)
                        min(WGMMA_STAGES, WGMMA_RING<MB> / stage_bytes)};
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (group == 0) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(WGMMA_PRODUCER_REGISTERS));
+    registers_dec<WGMMA_PRODUCER_REGISTERS>();
     wgmma_produce<MB, GATED, F32, CLUSTER>(map, p, tables, ring);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(WGMMA_CONSUMER_REGISTERS));
+    registers_inc<WGMMA_CONSUMER_REGISTERS>();
     float* room = reinterpret_cast<float*>(shared + WGMMA_RING<MB> + (group - 1) * WGMMA_STORE<MB>);
     wgmma_consume<MB, GATED, CLUSTER>(p, tables, ring, room, group - 1);
   }

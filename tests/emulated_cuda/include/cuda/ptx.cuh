@@ -1,0 +1,145 @@
+// What csrc/cuda/ptx.cuh says, on the emulated GPU.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#define MOELA_DYNAMIC_SHARED(type, name) \
+  type* name = reinterpret_cast<type*>(emulated::self().block->shared)
+#define MOELA_ALIGNED_DYNAMIC_SHARED(alignment, type, name) MOELA_DYNAMIC_SHARED(type, name)
+
+namespace moela::cuda {
+
+inline void wait_for_previous() {}
+inline void allow_next() {}
+
+inline uint32_t bf16_pair(float low, float high) {
+  return __float2bfloat16_rn(low).bits | uint32_t{__float2bfloat16_rn(high).bits} << 16;
+}
+inline float bf16_half(uint32_t pair, int half) {
+  return __uint_as_float(half ? pair & 0xffff0000u : pair << 16);
+}
+inline uint32_t fma_bf16_pair(uint32_t a, uint32_t b, uint32_t c) {
+  const auto half = [&](int i) { return fmaf(bf16_half(a, i), bf16_half(b, i), bf16_half(c, i)); };
+  return bf16_pair(half(0), half(1));
+}
+inline float power2(float x) {
+  const float y = exp2f(x);
+  return y < 0x1p-126f ? 0 : y;
+}
+
+// K elements a word, 8 words a row: c [16, 8] += a [16, 8 words] b [8 words, 8].
+template <class Sum>
+struct EmulatedMma {
+  Sum* c;
+  uint32_t a[4], b[2];
+};
+template <class Sum, class Multiply>
+inline void emulated_mma(EmulatedMma<Sum>* const* lanes, Multiply multiply) {
+  uint32_t a[16][8], b[8][8];
+  for (int lane = 0; lane < 32; lane++) {
+    const EmulatedMma<Sum>& own = *lanes[lane];
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; i++) a[g + i % 2 * 8][t + i / 2 * 4] = own.a[i];
+    for (int i = 0; i < 2; i++) b[g][t + i * 4] = own.b[i];
+  }
+  for (int lane = 0; lane < 32; lane++) {
+    for (int i = 0; i < 4; i++) {
+      Sum& c = lanes[lane]->c[i];
+      c = multiply(c, a[lane / 4 + i / 2 * 8], b[2 * (lane % 4) + i % 2]);
+    }
+  }
+}
+// The sum is rounded once; a GPU's is about as exact.
+inline void emulated_mma_bf16(EmulatedMma<float>* const* lanes) {
+  emulated_mma(lanes, [](float c, const uint32_t* a, const uint32_t* b) {
+    double sum = 0;
+    for (int i = 0; i < 8; i++) {
+      sum += double(bf16_half(a[i], 0)) * double(bf16_half(b[i], 0));
+      sum += double(bf16_half(a[i], 1)) * double(bf16_half(b[i], 1));
+    }
+    return static_cast<float>(sum + double(c));
+  });
+}
+inline void emulated_mma_s8(EmulatedMma<int>* const* lanes) {
+  emulated_mma(lanes, [](int c, const uint32_t* a, const uint32_t* b) {
+    for (int i = 0; i < 32; i++) {
+      c += int8_t(a[i / 4] >> (i % 4 * 8)) * int8_t(b[i / 4] >> (i % 4 * 8));
+    }
+    return c;
+  });
+}
+inline void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                     uint32_t b1) {
+  EmulatedMma<float> mine{c, {a0, a1, a2, a3}, {b0, b1}};
+  emulated::meet<EmulatedMma<float>, emulated_mma_bf16>(mine);
+}
+inline void mma_s8(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                   uint32_t b1) {
+  EmulatedMma<int> mine{c, {a0, a1, a2, a3}, {b0, b1}};
+  emulated::meet<EmulatedMma<int>, emulated_mma_s8>(mine);
+}
+
+inline uint32_t shared_address(const void* pointer) { return emulated::address_of(pointer); }
+
+void copy16(void* to, const void* from, int bytes);
+void copy4(void* to, const void* from, int bytes);
+void commit_copies();
+void wait_copies_pending(int pending);
+template <int PENDING>
+inline void wait_copies() {
+  wait_copies_pending(PENDING);
+}
+
+template <int ID, int THREADS>
+inline void named_sync() {
+  emulated::synchronise(ID, THREADS, true);
+}
+template <int THREADS>
+inline void named_sync(int id) {
+  emulated::synchronise(id, THREADS, true);
+}
+template <int THREADS>
+inline void named_arrive(int id) {
+  emulated::synchronise(id, THREADS, false);
+}
+inline void spin() { emulated::give_way(); }
+
+struct EmulatedMatrices {
+  uint32_t* m;
+  uint32_t address;
+};
+template <bool TRANSPOSED>
+inline void emulated_load(EmulatedMatrices* const* lanes) {
+  for (int i = 0; i < 4; i++) {
+    const auto element = [&](int row, int column) -> uint32_t {
+      const uint32_t at = lanes[8 * i + row]->address;
+      return static_cast<const uint16_t*>(emulated::pointer_of(at))[column];
+    };
+    for (int lane = 0; lane < 32; lane++) {
+      const int row = lane / 4, column = 2 * (lane % 4);
+      lanes[lane]->m[i] = TRANSPOSED ? element(column, row) | element(column + 1, row) << 16
+                                     : element(row, column) | element(row, column + 1) << 16;
+    }
+  }
+}
+inline void load_matrices(uint32_t (&m)[4], uint32_t address) {
+  EmulatedMatrices mine{m, address};
+  emulated::meet<EmulatedMatrices, emulated_load<false>>(mine);
+}
+inline void load_transposed(uint32_t (&m)[4], uint32_t address) {
+  EmulatedMatrices mine{m, address};
+  emulated::meet<EmulatedMatrices, emulated_load<true>>(mine);
+}
+
+inline void load16_in_place(uint32_t (&to)[4], const void* from) { memcpy(to, from, 16); }
+inline void store_shared(uint32_t to, uint32_t word) {
+  *static_cast<uint32_t*>(emulated::pointer_of(to)) = word;
+}
+inline void store_shared(uint32_t to, const uint4& words) {
+  *static_cast<uint4*>(emulated::pointer_of(to)) = words;
+}
+template <int N>
+inline void pin(float (&)[N]) {}
+
+}  // namespace moela::cuda

@@ -333,6 +333,8 @@ void run(int dtype, bool batches) {
   at.step.counts = device_counts;
   at.bucket = at.absorbed = 1;
   at.sms = 132;
+  at.scratch_bytes = int64_t{256} << 20;  // quantized inputs
+  OK(cudaMalloc(&at.scratch, at.scratch_bytes));
   at.hopper = true;
   double bytes = 0;
   for (int k = 0; k < KINDS; k++) bytes += kind_bytes(m, k);

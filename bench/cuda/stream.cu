@@ -340,6 +340,8 @@ int main() {
   rows_of_step.counts = device_counts;
   at.bucket = at.absorbed = 1;
   at.sms = 132;
+  at.scratch_bytes = int64_t{256} << 20;  // quantized inputs
+  OK(cudaMalloc(&at.scratch, at.scratch_bytes));
   at.hopper = true;
   for (int overlap = 0; overlap < 2; overlap++) {
     at.overlap = overlap;

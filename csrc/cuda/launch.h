@@ -38,8 +38,8 @@ void launch(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, dim3 
 }
 
 // Launches `kernel` with its arguments. Dynamic shared memory above 48 KB must have been allowed
-// with cudaFuncSetAttribute before.
-template <class... Parameters, class... Arguments>
+// with cudaFuncSetAttribute before. CLUSTER: what the kernel's __cluster_dims__ says.
+template <int CLUSTER = 1, class... Parameters, class... Arguments>
 void launch(const Launch& at, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
             Arguments&&... arguments) {
   cudaLaunchConfig_t config{};
@@ -47,11 +47,12 @@ void launch(const Launch& at, void (*kernel)(Parameters...), dim3 grid, dim3 blo
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
   config.stream = at.stream;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = attributes;
   config.numAttrs = at.overlap ? 1 : 0;
+  if (CLUSTER > 1) name_cluster(config, attributes[config.numAttrs], CLUSTER);
   check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...),
         "launching a kernel");
 }

@@ -398,7 +398,7 @@ void mla_decode_cluster(const Launch& at, const MlaDecodeArgs& args) {
     check(cudaOccupancyMaxActiveClusters(&most, attend, &config), "mla_decode");
     return most > at.sms / CLUSTER ? at.sms / CLUSTER : most;
   }();
-  launch(at, attend, dim3(clusters * CLUSTER), dim3(THREADS), sizeof(Shared), args);
+  launch<CLUSTER>(at, attend, dim3(clusters * CLUSTER), dim3(THREADS), sizeof(Shared), args);
 }
 
 }  // namespace moela::cuda

@@ -27,6 +27,9 @@ __device__ __forceinline__ void allow_next() {
 #endif
 }
 
+// A launch's blocks in a cluster: the kernel's __cluster_dims__ says it, here nothing needs to.
+inline void name_cluster(cudaLaunchConfig_t&, cudaLaunchAttribute&, int) {}
+
 // c [16, 8] += a [16, 16] b [16, 8]: lane l has of a rows l / 4 (a0, a2) and l / 4 + 8 (a1, a3), of
 // b column l / 4, of c rows l / 4 (0, 1) and l / 4 + 8 (2, 3) at columns 2 (l % 4) + {0, 1}.
 __device__ __forceinline__ void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,

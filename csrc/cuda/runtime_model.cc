@@ -150,6 +150,19 @@ std::vector<int32_t> value_dtypes(const Program& program,
   return dtypes;
 }
 
+// Of an operation's product, where its input must be quantized; launches are sized for a power of
+// two of rows.
+int64_t product_scratch(const moela_op& op, const moela_program_desc& desc,
+                        const std::vector<Weight>& weights) {
+  const bool grouped = op.kind == MOELA_OP_GATE_UP || op.kind == MOELA_OP_EXPERT_DOWN;
+  if (!grouped && op.kind != MOELA_OP_LINEAR) return 0;
+  const int32_t dtype = weights[op.weight[0]].dtype;
+  if (dtype != MOELA_INT8 && dtype != MOELA_INT4) return 0;
+  int64_t rows = 1;
+  while (rows < (op.rows == MOELA_ROWS_LOGITS ? desc.max_logits : desc.max_rows)) rows *= 2;
+  return quantized_scratch(op.kind == MOELA_OP_EXPERT_DOWN ? rows * op.n[2] : rows, op.n[1]);
+}
+
 }  // namespace
 
 Prepared& CudaBackend::prepare(int32_t id) {
@@ -179,6 +192,8 @@ Prepared& CudaBackend::prepare(int32_t id) {
         const bool fast = device.hopper && weights[op.weight[0]].dtype != MOELA_F32;
         prefill_scratch.grow(std::max(mla_prefill_scratch(shape, program.desc.max_rows, false),
                                       mla_prefill_scratch(shape, program.desc.max_rows, fast)));
+      } else if (const int64_t bytes = product_scratch(op, program.desc, weights)) {
+        scratch.grow(bytes);
       } else if (op.kind == MOELA_OP_SAMPLE || op.kind == MOELA_OP_LOGPROB) {
         scratch.grow(std::max(sample_scratch(op.n[0], program.desc.max_logits),
                               logprob_scratch(op.n[0], program.desc.max_logits)));

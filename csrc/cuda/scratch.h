@@ -13,6 +13,13 @@ constexpr int64_t MOST_VOCAB = int64_t{1} << 18;
 
 inline int64_t vocab_slices(int64_t vocab) { return (vocab + VOCAB_SLICE - 1) / VOCAB_SLICE; }
 
+// Rows quantized for a product in INT8 or INT4: a byte an element, 128 of a group filled with
+// zeros, and a scale a group.
+inline int64_t quantized_groups(int64_t k) { return (k + 127) / 128; }
+inline int64_t quantized_scratch(int64_t rows, int64_t k) {
+  return rows * quantized_groups(k) * (128 + 4);
+}
+
 // logprob(): a pair of floats a slice.
 inline int64_t logprob_scratch(int64_t vocab, int64_t rows) {
   return rows * vocab_slices(vocab) * 8;

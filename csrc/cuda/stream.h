@@ -25,6 +25,14 @@ struct StreamProduct {
 
 void stream_product(const Launch&, const StreamProduct& product);
 
+// Rows of an input as INT8 and INT4 take them: bytes [rows, groups, 128], scales [rows, groups].
+struct QuantizedRows {
+  const char* bytes;
+  const float* scales;
+};
+// Quantizes a product's input, once for all its tiles, into scratch memory.
+QuantizedRows quantize_rows(const Launch&, const StreamProduct& product);
+
 // By type of weight.
 void stream_product_bf16(const Launch&, const StreamProduct& product);
 void stream_product_fp8(const Launch&, const StreamProduct& product);

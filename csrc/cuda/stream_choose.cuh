@@ -44,7 +44,7 @@ void wide_choose(const Launch& at, StreamArguments& a, int64_t slots, int64_t ea
   }
 }
 
-// The launcher of one type; `copies`: whether a kernel that copies BF16 inputs exists.
+// The launcher of one type.
 template <int DTYPE>
 void wide_product(const Launch& at, const StreamProduct& p) {
   StreamArguments a = stream_arguments(at, p);
@@ -54,11 +54,16 @@ void wide_product(const Launch& at, const StreamProduct& p) {
   const int64_t slots = rows * a.top_k;
   if (slots == 0) return;
   const int64_t each = (slots + a.experts - 1) / a.experts;
-  if constexpr (!StreamType<DTYPE>::INTEGER) {
-    if (p.in.dtype == MOELA_BF16 && p.k % 8 == 0)
-      return wide_choose<DTYPE, true>(at, a, slots, each);
+  if constexpr (StreamType<DTYPE>::INTEGER) {
+    const QuantizedRows rows = quantize_rows(at, p);
+    a.in = rows.bytes;
+    a.in_scales = rows.scales;
+    wide_choose<DTYPE, true>(at, a, slots, each);
+  } else if (p.in.dtype == MOELA_BF16 && p.k % 8 == 0) {
+    wide_choose<DTYPE, true>(at, a, slots, each);
+  } else {
+    wide_choose<DTYPE, false>(at, a, slots, each);
   }
-  wide_choose<DTYPE, false>(at, a, slots, each);
 }
 
 }  // namespace moela::cuda

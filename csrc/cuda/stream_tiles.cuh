@@ -26,7 +26,8 @@ struct StreamArguments {
   const int32_t* plan;
   const char* in;
   int32_t in_dtype, out_dtype;
-  int64_t row_bytes;  // of a weight
+  const float* in_scales;  // of quantized rows
+  int64_t row_bytes;       // of a weight
   const char* data[2];
   const char* scales[2];
   int64_t part[2], scale_part[2];

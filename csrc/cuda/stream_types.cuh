@@ -149,15 +149,17 @@ __device__ __forceinline__ float tensor_at(const Tensor& in, int64_t i) {
 }
 
 // A warp's 128 elements of a group, four a lane: round to nearest even of x * (127 / max|x|),
-// packed, and the scale max|x| / 127.
+// packed, and the scale max|x| / 127. As on the CPU, groups so small that the factor would be
+// infinite become zeros, and in one that is not finite the scale is NaN. Magnitudes are compared as
+// bits: NaN is above all.
 __device__ __forceinline__ uint32_t quantize_group(const float4& v, float& scale) {
-  float largest = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-#pragma unroll
-  for (int s = 16; s > 0; s /= 2) {
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, s));
-  }
-  const float inverse = largest > 0 ? __fdiv_rn(127.0f, largest) : 0;
-  scale = __fdiv_rn(largest, 127.0f);
+  const auto magnitude = [](float x) { return __float_as_uint(x) & 0x7fffffff; };
+  const uint32_t bits = __reduce_max_sync(
+      0xffffffff, max(max(magnitude(v.x), magnitude(v.y)), max(magnitude(v.z), magnitude(v.w))));
+  const float largest = __uint_as_float(bits);
+  const bool finite = bits < 0x7f800000, zero = !finite || largest < 0x1p-110f;
+  const float inverse = zero ? 0 : __fdiv_rn(127.0f, largest);
+  scale = !finite ? NAN : zero ? 0 : __fdiv_rn(largest, 127.0f);
   const auto byte = [&](float x) {
     return static_cast<uint32_t>(__float2int_rn(__fmul_rn(x, inverse))) & 255;
   };

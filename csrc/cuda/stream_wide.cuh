@@ -45,7 +45,8 @@ static __device__ __noinline__ uint4 unaligned_piece(const char* from, int bytes
   return {words[0], words[1], words[2], words[3]};
 }
 
-// COPY: inputs are BF16 and begin on 16 bytes, so that they are copied in the background.
+// COPY: inputs are what products take (BF16, or quantized rows for the integer types) and begin on
+// 16 bytes, so that they are copied in the background.
 template <int DTYPE, int TOKENS, int WARPS_K, bool COPY>
 struct Wide {
   using T = StreamType<DTYPE>;
@@ -70,8 +71,13 @@ struct Wide {
                                    : TILES * 4 / WARPS_K < 4 ? 2
                                                              : TILES * 4 / WARPS_K;
   static constexpr int STRIDE = FRAGMENTS == 2 ? 2 : 1;  // between a warp's fragments
+  static_assert(COPY || !T::INTEGER, "");
+  // COPY: 16-byte pieces of a token's group, and tokens that the block's threads bring at once.
+  static constexpr int X_PIECES = STREAM_GROUP * T::X_BYTES / 16;
+  static constexpr int AT_ONCE = WIDE_THREADS / X_PIECES;
   // Columns of a tile that one thread (COPY) or one warp brings.
-  static constexpr int BRINGS = COPY ? (TOKENS > 16 ? TOKENS / 16 : 1) : TOKENS / WIDE_WARPS;
+  static constexpr int BRINGS =
+      COPY ? (TOKENS > AT_ONCE ? TOKENS / AT_ONCE : 1) : TOKENS / WIDE_WARPS;
 
   static constexpr int VALUES = COPY ? 1 : BRINGS * WARPS_K;  // groups of a warp, a step
 
@@ -112,6 +118,7 @@ struct Wide {
   const char* row_scales;  // of this lane: t 0 the first half's, 1 the second's
   int64_t scale_index;
   int brings[BRINGS];  // rows of `in`, -1: none
+  int scale_row;       // INTEGER: the row whose scale this thread brings
   int bring_tile, bring_step;
 
   __device__ __forceinline__ void enter_rows(int expert, int row_tile) {
@@ -131,9 +138,11 @@ struct Wide {
   __device__ __forceinline__ void enter_tokens(const StreamTile& tile) {
 #pragma unroll
     for (int i = 0; i < BRINGS; i++) {
-      const int column = COPY ? (threadIdx.x / 16 + 16 * i) % TOKENS : warp + WIDE_WARPS * i;
+      const int column =
+          COPY ? (threadIdx.x / X_PIECES + AT_ONCE * i) % TOKENS : warp + WIDE_WARPS * i;
       brings[i] = tile_in_row(a, tile, column);
     }
+    if constexpr (T::INTEGER) scale_row = tile_in_row(a, tile, threadIdx.x % TOKENS);
   }
 
   __device__ __forceinline__ void bring_weights(int slot) {
@@ -164,17 +173,28 @@ struct Wide {
   // COPY: this thread's pieces of the inputs of the step to bring, in the background.
   __device__ __forceinline__ void bring_copies(int slot) {
     char* to = x_at(slot);
+    const int64_t row_bytes = T::INTEGER ? int64_t{a.groups} * STREAM_GROUP : 2LL * a.k;
 #pragma unroll
-    for (int i = 0; i < WARPS_K * TOKENS * 16 / WIDE_THREADS; i++) {
+    for (int i = 0; i < WARPS_K * TOKENS * X_PIECES / WIDE_THREADS; i++) {
       const int index = threadIdx.x + WIDE_THREADS * i;
-      const int token = index / 16 % TOKENS, k_warp = index / (16 * TOKENS);
+      const int token = index / X_PIECES % TOKENS, k_warp = index / (X_PIECES * TOKENS);
       const int from_row = brings[i % BRINGS];
       const int64_t offset =
-          static_cast<int64_t>(bring_step * WARPS_K + k_warp) * 256 + index % 16 * 16;
-      const int64_t left = from_row >= 0 ? 2LL * a.k - offset : 0;
+          (static_cast<int64_t>(bring_step * WARPS_K + k_warp) * X_PIECES + index % X_PIECES) * 16;
+      const int64_t left = from_row >= 0 ? row_bytes - offset : 0;
       const int bytes = left >= 16 ? 16 : left > 0 ? static_cast<int>(left) : 0;
-      copy16(to + (k_warp * TOKENS + token) * X_STRIDE + index % 16 * 16,
-             bytes ? a.in + 2LL * a.k * from_row + offset : a.data[0], bytes);
+      copy16(to + (k_warp * TOKENS + token) * X_STRIDE + index % X_PIECES * 16,
+             bytes ? a.in + row_bytes * from_row + offset : a.data[0], bytes);
+    }
+    if constexpr (T::INTEGER) {
+      static_assert(WARPS_K * TOKENS <= WIDE_THREADS, "");
+      if (threadIdx.x < WARPS_K * TOKENS) {
+        const int group = bring_step * WARPS_K + threadIdx.x / TOKENS;
+        const bool have = scale_row >= 0 && group < a.groups;
+        const void* from = a.data[0];
+        if (have) from = a.in_scales + static_cast<int64_t>(scale_row) * a.groups + group;
+        copy4(to + X_BYTES + threadIdx.x * 4, from, have ? 4 : 0);
+      }
     }
   }
   // Otherwise a warp a token's group, in two parts: there is time for the first while products run.
@@ -193,15 +213,9 @@ struct Wide {
 #pragma unroll
     for (int i = 0; i < VALUES; i++) {
       const int token = i / BRINGS * TOKENS + warp + WIDE_WARPS * (i % BRINGS);
-      char* place = to + token * X_STRIDE + 4 * lane * T::X_BYTES;
-      if constexpr (T::INTEGER) {
-        float scale;
-        *reinterpret_cast<uint32_t*>(place) = quantize_group(v[i], scale);
-        if (lane == 0) reinterpret_cast<float*>(to + X_BYTES)[token] = scale;
-      } else {
-        *reinterpret_cast<uint2*>(place) =
-            uint2{bf16_pair(v[i].x, v[i].y), bf16_pair(v[i].z, v[i].w)};
-      }
+      char* place = to + token * X_STRIDE + 8 * lane;
+      *reinterpret_cast<uint2*>(place) =
+          uint2{bf16_pair(v[i].x, v[i].y), bf16_pair(v[i].z, v[i].w)};
     }
   }
   __device__ __forceinline__ void bring_next() {

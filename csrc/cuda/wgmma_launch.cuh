@@ -63,8 +63,8 @@ void launch_wgmma(const Launch& at, const CUtensorMap& map, WgmmaProblem problem
   }
   problem.widest = widest;
   problem.strips = static_cast<int32_t>((features + MB * 128 - 1) / (MB * 128));
-  launch(at, wgmma_product<MB, GATED, F32, CLUSTER>, dim3(at.sms / CLUSTER * CLUSTER),
-         dim3(WGMMA_THREADS), WGMMA_SHARED, map, problem);
+  launch<CLUSTER>(at, wgmma_product<MB, GATED, F32, CLUSTER>, dim3(at.sms / CLUSTER * CLUSTER),
+                  dim3(WGMMA_THREADS), WGMMA_SHARED, map, problem);
 }
 
 // `map` makes the weights' map of boxes of so many features.

@@ -7,15 +7,11 @@
 
 #include <cstdint>
 
+#include "cuda/wgmma_operands.cuh"
+
 namespace moela::cuda {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-// Rows from a 1024-byte aligned address on: groups of eight rows 1024 bytes apart, swizzle of 128.
-__device__ __forceinline__ uint64_t operand_descriptor(uint32_t address) {
-  return static_cast<uint64_t>((address & 0x3FFFF) >> 4) | (1ull << 16) | (64ull << 32) |
-         (1ull << 62);
-}
 
 // What each thread wrote to its accumulators comes before the instructions that follow.
 __device__ __forceinline__ void wgmma_begin() {
@@ -28,13 +24,6 @@ __device__ __forceinline__ void wgmma_commit() {
 template <int Pending>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
-}
-
-// The second operand whose product runs along its rows (MN-major): tiles of 64 columns,
-// `tile_bytes` apart, rows of 128 swizzled bytes; the next 16 rows are 2,048 bytes on.
-__device__ __forceinline__ uint64_t columns_descriptor(uint32_t address, uint32_t tile_bytes) {
-  return uint64_t{(address & 0x3FFFF) >> 4} | uint64_t{tile_bytes >> 4} << 16 |
-         uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
 
 // How many registers the warpgroup's threads have from here on.

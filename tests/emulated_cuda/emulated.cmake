@@ -1,6 +1,6 @@
 # The CUDA library on an emulated GPU, for tests: the sources of csrc/cuda by the compiler of C++,
 # with this folder's headers in the place of CUDA's. Included by csrc/CMakeLists.txt.
-set(MOELA_EMULATED_ARCH 800 CACHE STRING "compute capability times 10: 800 or 900")
+set(MOELA_EMULATED_ARCH 900 CACHE STRING "compute capability times 10: 800 or 900")
 set(emulated ${CMAKE_CURRENT_LIST_DIR})
 file(GLOB device CONFIGURE_DEPENDS cuda/*.cc cuda/*.cu ${emulated}/*.cc)
 add_library(moela_cuda SHARED ${sources} ${device})

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <string>
 
 #include "cuda_runtime.h"
@@ -29,6 +30,8 @@ std::vector<Fiber> fibers;
 std::vector<Block> blocks;
 std::vector<Fiber*> ready;
 std::vector<Fiber*> at_cluster_barrier;
+std::vector<std::function<void()>> engine;
+std::map<const void*, std::vector<Fiber*>> waiting;
 Fiber host;
 Fiber* running = &host;
 const Kernel* kernel;
@@ -98,6 +101,12 @@ void go_on(Fiber* next) {
 }
 
 Fiber* choose() {
+  while (!engine.empty() && (ready.empty() || chance(8))) {
+    std::swap(engine[random_bits() % engine.size()], engine.back());
+    const auto task = std::move(engine.back());
+    engine.pop_back();
+    task();
+  }
   if (ready.empty()) return &host;
   if (chance(stray)) std::swap(ready[random_bits() % ready.size()], ready.back());
   Fiber* next = ready.back();
@@ -121,6 +130,7 @@ void cluster_barrier_complete() {
 void thread_main() {
   kernel->body();
   Fiber& me = *running;
+  for (const Copy& store : me.stores) perform(store);
   me.done = true;
   live--;
   gave_way = 0;
@@ -148,6 +158,8 @@ void set_up(unsigned first) {
   live = static_cast<int>(fibers.size());
   ready.clear();
   at_cluster_barrier.clear();
+  engine.clear();
+  waiting.clear();
   for (int rank = 0; rank < kernel->cluster; rank++) {
     Block& block = blocks[rank];
     const unsigned number = first + rank;
@@ -172,6 +184,7 @@ void set_up(unsigned first) {
       fiber.done = false;
       fiber.copies.clear();
       fiber.groups.clear();
+      fiber.stores.clear();
       prepare(fiber, static_cast<size_t>(rank) * threads + i);
       ready.push_back(&fiber);
     }
@@ -194,6 +207,9 @@ void describe_deadlock() {
       if (warp.arrived == 0) continue;
       where += " " + std::to_string(warp.arrived) + " lanes of a warp at one instruction;";
     }
+  }
+  for (const auto& [what, fibers] : waiting) {
+    if (!fibers.empty()) where += " " + std::to_string(fibers.size()) + " at an mbarrier;";
   }
   failure = "threads wait for one another:" + where;
 }
@@ -226,6 +242,21 @@ void wake(Fiber* fiber) {
   ready.push_back(fiber);
 }
 void park() { go_on(choose()); }
+void park_for(const void* what) {
+  waiting[what].push_back(running);
+  park();
+}
+void wake_all(const void* what) {
+  const auto found = waiting.find(what);
+  if (found == waiting.end()) return;
+  for (Fiber* fiber : found->second) wake(fiber);
+  found->second.clear();
+}
+void later(std::function<void()> task) { engine.push_back(std::move(task)); }
+void perform(const Copy& copy) {
+  memcpy(copy.to, copy.from, copy.bytes);
+  memset(static_cast<char*>(copy.to) + copy.bytes, 0, copy.size - copy.bytes);
+}
 void give_way() {
   if (++gave_way > PATIENCE) fail("threads wait in loops for what does not happen");
   // Not the latest, or it would be chosen again.

@@ -34,6 +34,7 @@ struct Fiber {
   bool done = false;
   std::vector<Copy> copies;
   std::vector<size_t> groups;  // how many of `copies` each committed group ends with
+  std::vector<Copy> stores;    // from shared memory
 };
 
 struct Barrier {
@@ -47,6 +48,9 @@ struct Warp {
   const void* instruction = nullptr;
   void* operands[32];
   Fiber* fibers[32];
+  // Products under way, and how many of them each committed group ends with.
+  std::vector<std::function<void()>> products;
+  std::vector<size_t> groups;
 };
 
 struct Block {
@@ -80,6 +84,9 @@ void wake(Fiber* fiber);
 uint64_t random_bits();
 bool chance(unsigned one_in);
 
+// Copies, and fills the target's rest with zeros.
+void perform(const Copy& copy);
+
 // All threads of a warp at one instruction: the last one's `all` sees the operands of every lane.
 void meet(void* operand, void (*all)(void** operands));
 template <class Operand, void (*ALL)(Operand* const*)>
@@ -90,6 +97,12 @@ void meet(Operand& mine) {
 // Arrives at a barrier of the block for `threads` of them (0: all that have not ended), and waits
 // there. Returns the sum of the votes.
 int synchronise(int id, int threads, bool waits, int vote = 0);
+
+// What the copy engine does at some time from now on.
+void later(std::function<void()> task);
+// Waits until somebody wakes those that wait for `what`.
+void park_for(const void* what);
+void wake_all(const void* what);
 
 // Blocks of the cluster that run, and a barrier of all their threads.
 Block& neighbour(int rank);

@@ -12,6 +12,11 @@ namespace moela::cuda {
 
 inline void wait_for_previous() {}
 inline void allow_next() {}
+inline void name_cluster(cudaLaunchConfig_t& config, cudaLaunchAttribute& attribute, int blocks) {
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  config.numAttrs++;
+}
 
 inline uint32_t bf16_pair(float low, float high) {
   return __float2bfloat16_rn(low).bits | uint32_t{__float2bfloat16_rn(high).bits} << 16;

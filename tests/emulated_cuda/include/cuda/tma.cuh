@@ -26,4 +26,18 @@ inline CUtensorMap tensor_map(const void* data, uint32_t rank, const uint64_t* s
   return map;
 }
 
+#if __CUDA_ARCH__ >= 900
+inline void tensor_map_prefetch(const CUtensorMap*) {}
+void emulated_tensor_copy(uint32_t to, const CUtensorMap& map, uint32_t barrier, uint16_t mask,
+                          const int (&at)[5]);
+inline void tensor_copy(uint32_t to, const CUtensorMap* map, uint32_t barrier, uint16_t mask,
+                        int c0, int c1, int c2) {
+  emulated_tensor_copy(to, *map, barrier, mask, {c0, c1, c2, 0, 0});
+}
+inline void tensor_copy(uint32_t to, const CUtensorMap* map, uint32_t barrier, uint16_t mask,
+                        int c0, int c1, int c2, int c3, int c4) {
+  emulated_tensor_copy(to, *map, barrier, mask, {c0, c1, c2, c3, c4});
+}
+#endif
+
 }  // namespace moela::cuda

@@ -1,7 +1,7 @@
 /**
  * The CUDA library where there is no GPU: its sources compiled for the GPU that
  * tests/emulated_cuda emulates, and tests of single operations and of one checkpoint run on it.
- * docs/cuda.md says what that shows. More of it: `deno task emulate tests/NAME_test.ts`.
+ * docs/cuda.md says what that shows. More of it: `deno task emulate:cuda tests/NAME_test.ts`.
  */
 import { assert } from "@std/assert";
 
@@ -25,7 +25,7 @@ const here = await canEmulate();
 /** What the tests print when they are run on the emulated GPU, and whether they passed. */
 async function emulate(args: string[], seed: number) {
   const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "csrc/emulate.ts", ...args],
+    args: ["run", "-A", "csrc/emulate_cuda.ts", ...args],
     cwd: ROOT,
     env: { MOELA_EMULATED_SEED: String(seed), NO_COLOR: "1" },
   }).output();

@@ -8,6 +8,7 @@
 // Block 0 also makes the tables.
 #include "cuda/cache_read.cuh"
 #include "cuda/mla_prefill.cuh"
+#include "cuda/mla_weight.cuh"
 
 namespace moela::cuda {
 
@@ -21,9 +22,7 @@ constexpr int MOST_SORTED = 512;
 struct Args {
   Step step;
   MlaPrefillPass pass;
-  const char* kv_b;
-  const uint16_t* kv_b_scales;
-  int32_t kv_b_dtype;
+  Weight kv_b;
 };
 
 __device__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -202,14 +201,14 @@ __device__ void gather_weights(const Args& a, int index) {
     if (i >= n) return;
     const int64_t row = i / (r / 8);
     const int col = int(i % (r / 8)) * 8;
-    const int64_t from = (int64_t{pass.head} * head_rows + row) * r + col;
+    const int64_t from = int64_t{pass.head} * head_rows + row;
     uint4 x;
-    if (a.kv_b_dtype == MOELA_BF16) {
-      x = *reinterpret_cast<const uint4*>(a.kv_b + from * 2);
-    } else {
-      const int64_t group = (int64_t{pass.head} * head_rows + row) * ((r + 127) / 128) + col / 128;
-      x = eight<MOELA_INT8>(a.kv_b + from - col, bf16_value(a.kv_b_scales[group]), col, r, 0);
-    }
+    if (a.kv_b.dtype == MOELA_BF16)
+      x = weight_eight<MOELA_BF16>(a.kv_b, from, col);
+    else if (a.kv_b.dtype == MOELA_FP8)
+      x = weight_eight<MOELA_FP8>(a.kv_b, from, col);
+    else
+      x = weight_eight<MOELA_INT8>(a.kv_b, from, col);
     char* to =
         pass.weights + row / head_rows * head_rows * r * 2 + tiled(row % head_rows, col, head_rows);
     *reinterpret_cast<uint4*>(to) = x;
@@ -235,8 +234,7 @@ __global__ void __launch_bounds__(THREADS) gather_window(const __grid_constant__
 
 void mla_prefill_gather(const Launch& at, const MlaPrefillPass& pass, bool fast,
                         const Weight& kv_b) {
-  const Args args = {at.step, pass, kv_b.data, reinterpret_cast<const uint16_t*>(kv_b.scales),
-                     kv_b.dtype};
+  const Args args = {at.step, pass, kv_b};
   int64_t grid = (pass.first ? 1 : 0) + pass.blocks * MLA_PREFILL_TILE / KEYS;
   if (fast) {
     const int64_t pieces = pass.heads * (pass.shape.dn + pass.shape.dv) * pass.shape.r / 8;

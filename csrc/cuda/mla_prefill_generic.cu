@@ -5,7 +5,7 @@
 #include <cuda_bf16.h>
 
 #include "cuda/mla_prefill.cuh"
-#include "cuda/stream_types.cuh"
+#include "cuda/mla_weight.cuh"
 
 namespace moela::cuda {
 
@@ -20,25 +20,8 @@ constexpr int VALUES_PER_LANE = 8;  // dv <= 256
 
 struct ProjectArgs {
   MlaPrefillPass pass;
-  const char* kv_b;
-  const uint16_t* scales;
-  int32_t dtype;
+  Weight kv_b;
 };
-
-__device__ float weight(const ProjectArgs& a, int64_t row, int col, int r) {
-  const int64_t i = row * r + col;
-  switch (a.dtype) {
-    case MOELA_F32:
-      return reinterpret_cast<const float*>(a.kv_b)[i];
-    case MOELA_BF16:
-      return bf16_value(reinterpret_cast<const uint16_t*>(a.kv_b)[i]);
-    default: {
-      const float scale = bf16_value(a.scales[row * ((r + 127) / 128) + col / 128]);
-      return __bfloat162float(
-          __float2bfloat16_rn(float(reinterpret_cast<const int8_t*>(a.kv_b)[i]) * scale));
-    }
-  }
-}
 
 // A block makes 64 keys of 64 rows of kv_b_proj, a thread 4 by 4.
 __global__ void __launch_bounds__(THREADS) project(const __grid_constant__ ProjectArgs a) {
@@ -60,7 +43,7 @@ __global__ void __launch_bounds__(THREADS) project(const __grid_constant__ Proje
       const bool inside = k + d < r;
       latents[d][row] = inside ? in[(key + row) * r + k + d] : 0.f;
       weights[d][row] =
-          inside && col + row < width ? weight(a, first_row + col + row, k + d, r) : 0.f;
+          inside && col + row < width ? weight_value(a.kv_b, first_row + col + row, k + d) : 0.f;
     }
     __syncthreads();
 #pragma unroll
@@ -242,8 +225,7 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ Attend
 }  // namespace
 
 void mla_prefill_project(const Launch& at, const MlaPrefillPass& pass, const Weight& kv_b) {
-  const ProjectArgs args = {pass, kv_b.data, reinterpret_cast<const uint16_t*>(kv_b.scales),
-                            kv_b.dtype};
+  const ProjectArgs args = {pass, kv_b};
   const int64_t keys = pass.blocks * MLA_PREFILL_TILE;
   const int64_t width = pass.heads * (pass.shape.dn + pass.shape.dv);
   const dim3 grid(unsigned(keys / PROJECT_TILE),

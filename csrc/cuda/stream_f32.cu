@@ -56,6 +56,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
     for (int r = 0; r < ROWS; r++) {
 #pragma unroll
       for (int i = 0; i < TOKENS; i++) {
+        if (in_rows[i] < 0) continue;  // for the whole block
         const float total = warp_sum(sum[r][i]);
         if (thread % 32 == 0) sums[thread / 32][r][i] = total;
       }

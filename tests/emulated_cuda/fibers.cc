@@ -44,6 +44,7 @@ uint64_t seed() {
   const char* text = getenv("MOELA_EMULATED_SEED");
   return text ? strtoull(text, nullptr, 10) : 1;
 }
+size_t random_below(size_t n) { return (random_bits() & 0xffffffff) * n >> 32; }
 uint64_t state = seed() * 0x9e3779b97f4a7c15ull + 1;
 
 char* map(size_t bytes) {
@@ -102,13 +103,13 @@ void go_on(Fiber* next) {
 
 Fiber* choose() {
   while (!engine.empty() && (ready.empty() || chance(8))) {
-    std::swap(engine[random_bits() % engine.size()], engine.back());
+    std::swap(engine[random_below(engine.size())], engine.back());
     const auto task = std::move(engine.back());
     engine.pop_back();
     task();
   }
   if (ready.empty()) return &host;
-  if (chance(stray)) std::swap(ready[random_bits() % ready.size()], ready.back());
+  if (chance(stray)) std::swap(ready[random_below(ready.size())], ready.back());
   Fiber* next = ready.back();
   ready.pop_back();
   return next;
@@ -150,7 +151,7 @@ void prepare(Fiber& fiber, size_t number) {
 }
 
 // The blocks of cluster `first` of the grid, all threads ready.
-void set_up(unsigned first) {
+void set_up(unsigned first, bool fresh) {
   const Index grid = kernel->grid, size = kernel->block;
   const int threads = static_cast<int>(size.x * size.y * size.z);
   blocks.resize(kernel->cluster);
@@ -189,10 +190,11 @@ void set_up(unsigned first) {
       ready.push_back(&fiber);
     }
   }
-  poison_static_shared();
-  for (size_t i = ready.size(); i > 1; i--) std::swap(ready[i - 1], ready[random_bits() % i]);
+  // Once for each launch, and now and then: it is more than a kernel uses.
+  if (fresh || chance(32)) poison_static_shared();
+  for (size_t i = ready.size(); i > 1; i--) std::swap(ready[i - 1], ready[random_below(i)]);
   const unsigned strays[] = {1, 8, 64};
-  stray = strays[random_bits() % 3];
+  stray = strays[random_below(3)];
 }
 
 void describe_deadlock() {
@@ -222,7 +224,7 @@ uint64_t random_bits() {
   state ^= state << 17;
   return state >> 11;
 }
-bool chance(unsigned one_in) { return one_in == 1 || random_bits() % one_in == 0; }
+bool chance(unsigned one_in) { return (random_bits() & (one_in - 1)) == 0; }
 
 Fiber& self() { return *running; }
 
@@ -261,7 +263,7 @@ void give_way() {
   if (++gave_way > PATIENCE) fail("threads wait in loops for what does not happen");
   // Not the latest, or it would be chosen again.
   ready.push_back(running);
-  std::swap(ready[random_bits() % ready.size()], ready.back());
+  std::swap(ready[random_below(ready.size())], ready.back());
   go_on(choose());
 }
 
@@ -332,9 +334,9 @@ std::string run(const Kernel& what) {
   const unsigned count = what.grid.x * what.grid.y * what.grid.z / what.cluster;
   std::vector<unsigned> order(count);
   for (unsigned i = 0; i < count; i++) order[i] = i;
-  for (unsigned i = count; i > 1; i--) std::swap(order[i - 1], order[random_bits() % i]);
+  for (unsigned i = count; i > 1; i--) std::swap(order[i - 1], order[random_below(i)]);
   for (unsigned cluster : order) {
-    set_up(cluster * what.cluster);
+    set_up(cluster * what.cluster, cluster == order[0]);
     gave_way = 0;
     go_on(choose());
     if (failure.empty() && live > 0) describe_deadlock();

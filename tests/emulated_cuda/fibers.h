@@ -82,7 +82,7 @@ void give_way();
 void park();
 void wake(Fiber* fiber);
 uint64_t random_bits();
-bool chance(unsigned one_in);
+bool chance(unsigned one_in);  // a power of two
 
 // Copies, and fills the target's rest with zeros.
 void perform(const Copy& copy);

@@ -66,30 +66,36 @@ bool release(void* data) {
 namespace emulated {
 
 void poison_static_shared() {
-  // What this library has of a thread's memory is nothing but what kernels declare.
-  struct Found {
+  // What this library has of a thread's memory is nothing but what kernels declare, and this.
+  static thread_local char any;
+  struct Place {
     char* data;
     size_t bytes;
-  } found{nullptr, 0};
-  [[maybe_unused]] static thread_local volatile char any;
-  any = 0;
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, size_t, void* out) {
-        bool ours = false;
-        size_t bytes = 0;
-        for (int i = 0; i < info->dlpi_phnum; i++) {
-          const auto& header = info->dlpi_phdr[i];
-          const auto begin = info->dlpi_addr + header.p_vaddr;
-          const auto self = reinterpret_cast<uintptr_t>(&poison_static_shared);
-          if (header.p_type == PT_LOAD && self >= begin && self < begin + header.p_memsz)
-            ours = true;
-          if (header.p_type == PT_TLS) bytes = header.p_memsz;
-        }
-        if (ours) *static_cast<Found*>(out) = {static_cast<char*>(info->dlpi_tls_data), bytes};
-        return ours ? 1 : 0;
-      },
-      &found);
-  if (found.data) memset(found.data, POISON, found.bytes);
+  };
+  const auto find = [](dl_phdr_info* info, size_t, void* out) {
+    bool ours = false;
+    size_t bytes = 0;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+      const auto& header = info->dlpi_phdr[i];
+      const auto begin = info->dlpi_addr + header.p_vaddr;
+      const auto self = reinterpret_cast<uintptr_t>(&poison_static_shared);
+      ours |= header.p_type == PT_LOAD && self >= begin && self < begin + header.p_memsz;
+      if (header.p_type == PT_TLS) bytes = header.p_memsz;
+    }
+    if (ours) *static_cast<Place*>(out) = {static_cast<char*>(info->dlpi_tls_data), bytes};
+    return ours ? 1 : 0;
+  };
+  static size_t bytes = 0, offset = 0;  // of the memory, and of `any` in it: alike in all threads
+  char* own = &any;
+  if (bytes == 0) {
+    *own = 0;
+    Place place{nullptr, 0};
+    dl_iterate_phdr(find, &place);
+    if (!place.data) return;
+    bytes = place.bytes;
+    offset = own - place.data;
+  }
+  memset(own - offset, POISON, bytes);
 }
 
 }  // namespace emulated

@@ -1,5 +1,5 @@
 /**
- * `deno task emulate [arguments of deno test]`: builds the CUDA library for an emulated GPU and runs
+ * `deno task emulate:cuda [arguments of deno test]`: builds the CUDA library for an emulated GPU and runs
  * tests on it, here those of single operations by default. `MOELA_EMULATED_SEED` chooses the order
  * in which threads run.
  */
@@ -28,6 +28,6 @@ if (import.meta.main) {
   const tests = Deno.args.length > 0 ? Deno.args : operations;
   await run(["test", "-A", ...tests], {
     MOELA_CUDA_LIBRARY:
-      new URL("build/emulated/libmoela_cuda.so", ROOT).pathname,
+      new URL("build/emulated_cuda/libmoela_cuda.so", ROOT).pathname,
   });
 }

@@ -9,6 +9,13 @@
 namespace moela::cuda {
 
 template <int DTYPE, int TOKENS, int WARPS_K, bool COPY>
+__global__ void __launch_bounds__(WIDE_THREADS, 1)
+    wide_kernel(const __grid_constant__ StreamArguments a) {
+  MOELA_DYNAMIC_SHARED(char, shared);
+  Wide<DTYPE, TOKENS, WARPS_K, COPY>(a, shared).run();
+}
+
+template <int DTYPE, int TOKENS, int WARPS_K, bool COPY>
 bool wide_launch(const Launch& at, StreamArguments& a, int64_t most_slots, int64_t most_tiles) {
   using W = Wide<DTYPE, TOKENS, WARPS_K, COPY>;
   a.depth = WIDE_DEEPEST;

@@ -7,6 +7,7 @@
 // inputs through one that all warps read. Blocks stay, and the ring runs on from tile to tile.
 #pragma once
 
+#include "cuda/stream_pieces.cuh"
 #include "cuda/stream_row.cuh"
 #include "cuda/stream_tiles.cuh"
 
@@ -14,36 +15,7 @@ namespace moela::cuda {
 
 constexpr int WIDE_WARPS = 8;
 constexpr int WIDE_THREADS = 32 * WIDE_WARPS;
-
-// Waits until at most `pending` of this thread's groups of copies are on their way.
-__device__ __forceinline__ void wait_copies_at_most(int pending) {
-  switch (pending) {
-    case 0:
-      return wait_copies<0>();
-    case 1:
-      return wait_copies<1>();
-    case 2:
-      return wait_copies<2>();
-    case 3:
-      return wait_copies<3>();
-    default:
-      return wait_copies<4>();
-  }
-}
 constexpr int WIDE_DEEPEST = 6;
-
-// `bytes` of 16 from any address, zero after them.
-static __device__ __noinline__ uint4 unaligned_piece(const char* from, int bytes) {
-  uint32_t words[4] = {0, 0, 0, 0};
-#pragma unroll
-  for (int word = 0; word < 4; word++) {
-#pragma unroll 1
-    for (int i = 0; i < 4 && word * 4 + i < bytes; i++) {
-      words[word] |= static_cast<uint32_t>(static_cast<uint8_t>(from[word * 4 + i])) << i * 8;
-    }
-  }
-  return {words[0], words[1], words[2], words[3]};
-}
 
 // COPY: inputs are what products take (BF16, or quantized rows for the integer types) and begin on
 // 16 bytes, so that they are copied in the background.
@@ -78,9 +50,7 @@ struct Wide {
   // Columns of a tile that one thread (COPY) or one warp brings.
   static constexpr int BRINGS =
       COPY ? (TOKENS > AT_ONCE ? TOKENS / AT_ONCE : 1) : TOKENS / WIDE_WARPS;
-
   static constexpr int VALUES = COPY ? 1 : BRINGS * WARPS_K;  // groups of a warp, a step
-
   const StreamArguments& a;
   char* ring;
   float* sums;  // [2][SUMS]
@@ -429,12 +399,5 @@ struct Wide {
     }
   }
 };
-
-template <int DTYPE, int TOKENS, int WARPS_K, bool COPY>
-__global__ void __launch_bounds__(WIDE_THREADS, 1)
-    wide_kernel(const __grid_constant__ StreamArguments a) {
-  MOELA_DYNAMIC_SHARED(char, shared);
-  Wide<DTYPE, TOKENS, WARPS_K, COPY>(a, shared).run();
-}
 
 }  // namespace moela::cuda

@@ -33,11 +33,20 @@ async function emulate(args: string[], seed: number) {
   return { success, output: text.decode(stdout) + text.decode(stderr) };
 }
 
-/** Files of tests, which of their tests, and how many there are at least. */
+/** Files, which of their tests (those of the CUDA kernel sets), and how many there are at least. */
 const RUNS: [string[], string, number][] = [
-  [["ops_linear", "ops_types", "ops_moe", "ops_router"], "/generic|sm90/", 60],
-  [["ops_mla", "ops_cache", "ops_cache_types"], "/generic|sm90/", 30],
-  [["engine_fixtures"], "tiny-lite with generic", 1],
+  [
+    [
+      "ops_types_test",
+      "ops_cache_types_test",
+      "ops_cache_test",
+      "ops_router_test",
+    ],
+    "/generic|sm90/",
+    60,
+  ],
+  [["ops_mla_test"], "/(agree|attends|multiplies).*(generic|sm90)/", 10],
+  [["emulated_cuda/small_model"], "/generic|sm90/", 8],
 ];
 
 for (const [i, [files, filter, least]] of RUNS.entries()) {
@@ -45,7 +54,7 @@ for (const [i, [files, filter, least]] of RUNS.entries()) {
     name: `CUDA's sources pass ${files.join(", ")} on an emulated GPU`,
     ignore: !here,
     fn: async () => {
-      const names = files.map((file) => `tests/${file}_test.ts`);
+      const names = files.map((file) => `tests/${file}.ts`);
       const { success, output } = await emulate(
         ["--filter", filter, ...names],
         i + 1,

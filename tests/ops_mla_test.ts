@@ -22,6 +22,7 @@ import {
   sequences,
   small,
   softmaxScale,
+  wide,
   width,
 } from "./support/mla.ts";
 import {
@@ -124,6 +125,7 @@ const decodePlaces = [
 ] as const;
 const prefillPlaces = [[0, 1], [0, 130], [63, 2], [500, 150], [40, 5]] as const;
 const shortPlaces = [[0, 2], [100, 30]] as const;
+const widePlaces = [[0, 1], [100, 2]] as const;
 
 const paths = [
   ["mla_decode", absorbed, decodePlaces],
@@ -210,8 +212,12 @@ for (const set of kernelSets) {
 
     Deno.test(`mlaDecode() attends to the latents up to each row's position (${set}, ${type})`, async () => {
       using kernels = open();
-      for (const s of [small, odd, real]) {
-        const places = s === real ? shortPlaces : decodePlaces;
+      for (const s of [small, odd, real, wide]) {
+        const places = s === real
+          ? shortPlaces
+          : s === wide
+          ? widePlaces
+          : decodePlaces;
         const all = sequences(kernels, s, type, places);
         const rows = countRows(all);
         const q = normals(

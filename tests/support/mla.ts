@@ -19,6 +19,8 @@ const shape = (
 export const small = shape(3, [24, 16, 20, 32]);
 export const odd = shape(5, [10, 6, 7, 9]);
 export const real = shape(3, [128, 64, 128, 512]);
+/** So many heads that CUDA takes 64 at a time. */
+export const wide = shape(70, [128, 64, 128, 512]);
 
 export const width = (s: MlaShape) => s.kv_lora_rank + s.qk_rope_head_dim;
 export const queryWidth = (s: MlaShape) =>

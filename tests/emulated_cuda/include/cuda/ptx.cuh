@@ -33,57 +33,10 @@ inline float power2(float x) {
   return y < 0x1p-126f ? 0 : y;
 }
 
-// K elements a word, 8 words a row: c [16, 8] += a [16, 8 words] b [8 words, 8].
-template <class Sum>
-struct EmulatedMma {
-  Sum* c;
-  uint32_t a[4], b[2];
-};
-template <class Sum, class Multiply>
-inline void emulated_mma(EmulatedMma<Sum>* const* lanes, Multiply multiply) {
-  uint32_t a[16][8], b[8][8];
-  for (int lane = 0; lane < 32; lane++) {
-    const EmulatedMma<Sum>& own = *lanes[lane];
-    const int g = lane / 4, t = lane % 4;
-    for (int i = 0; i < 4; i++) a[g + i % 2 * 8][t + i / 2 * 4] = own.a[i];
-    for (int i = 0; i < 2; i++) b[g][t + i * 4] = own.b[i];
-  }
-  for (int lane = 0; lane < 32; lane++) {
-    for (int i = 0; i < 4; i++) {
-      Sum& c = lanes[lane]->c[i];
-      c = multiply(c, a[lane / 4 + i / 2 * 8], b[2 * (lane % 4) + i % 2]);
-    }
-  }
-}
-// The sum is rounded once; a GPU's is about as exact.
-inline void emulated_mma_bf16(EmulatedMma<float>* const* lanes) {
-  emulated_mma(lanes, [](float c, const uint32_t* a, const uint32_t* b) {
-    double sum = 0;
-    for (int i = 0; i < 8; i++) {
-      sum += double(bf16_half(a[i], 0)) * double(bf16_half(b[i], 0));
-      sum += double(bf16_half(a[i], 1)) * double(bf16_half(b[i], 1));
-    }
-    return static_cast<float>(sum + double(c));
-  });
-}
-inline void emulated_mma_s8(EmulatedMma<int>* const* lanes) {
-  emulated_mma(lanes, [](int c, const uint32_t* a, const uint32_t* b) {
-    for (int i = 0; i < 32; i++) {
-      c += int8_t(a[i / 4] >> (i % 4 * 8)) * int8_t(b[i / 4] >> (i % 4 * 8));
-    }
-    return c;
-  });
-}
-inline void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                     uint32_t b1) {
-  EmulatedMma<float> mine{c, {a0, a1, a2, a3}, {b0, b1}};
-  emulated::meet<EmulatedMma<float>, emulated_mma_bf16>(mine);
-}
-inline void mma_s8(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                   uint32_t b1) {
-  EmulatedMma<int> mine{c, {a0, a1, a2, a3}, {b0, b1}};
-  emulated::meet<EmulatedMma<int>, emulated_mma_s8>(mine);
-}
+void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+              uint32_t b1);
+void mma_s8(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+            uint32_t b1);
 
 inline uint32_t shared_address(const void* pointer) { return emulated::address_of(pointer); }
 

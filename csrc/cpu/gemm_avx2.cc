@@ -12,6 +12,20 @@ namespace {
 
 // ---- c = a b^T: lanes along k ----------------------------------------------------------------
 
+// Rows of b of up to so many elements are fetched while those before them are multiplied: they end
+// before the processor has seen where they lead. Nothing is read, so also beyond the last row.
+constexpr int64_t FETCHED_K = 512;
+
+template <class B, int N>
+void fetch(const NtArgs& args, const char* b) {
+  if (args.k > FETCHED_K) return;
+  for (int j = 0; j < N; j++) {
+    for (int64_t at = 0; at < args.k * B::BYTES; at += 64) {
+      _mm_prefetch(b + j * args.ldb + at, _MM_HINT_T0);
+    }
+  }
+}
+
 template <class B, int M, int N>
 void tile_nt(const NtArgs& args, const float* a, const char* b, float* c) {
   __m256 sums[M][N];
@@ -72,9 +86,11 @@ void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const
       eight_rows_nt<B>(args, from, b + j * args.ldb, to + j);
     }
     for (; B::BYTES == 2 && rows >= WIDEN_ROWS && j + 4 <= n; j += 4) {
+      fetch<B, 4>(args, b + (j + 4) * args.ldb);
       wide_bf16_nt(args, rows, from, b + j * args.ldb, to + j);
     }
     for (; j + 4 <= n; j += 4) {
+      fetch<B, 4>(args, b + (j + 4) * args.ldb);
       strip_nt<B, 4>(args, rows, from, b + j * args.ldb, to + j);
     }
     const char* rest = b + j * args.ldb;

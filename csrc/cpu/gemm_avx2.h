@@ -14,7 +14,7 @@ constexpr int64_t PANEL_ROWS_MIN = 12;
 // From this many rows on, a strip of bf16 is widened to f32 once, CHUNK of k at a time, instead of
 // anew for each tile. The sums of a panel's rows wait between chunks as they are. The rows of a
 // chunk lie a little further apart, as multiples of 4 KiB would share the same few lines of cache.
-constexpr int64_t WIDEN_ROWS = 6;
+constexpr int64_t WIDEN_ROWS = 9;
 constexpr int64_t CHUNK = 640;
 constexpr int64_t WIDE_STRIDE = CHUNK + 16;
 constexpr int64_t WAITING_ROWS = 168;

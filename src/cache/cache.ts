@@ -1,3 +1,4 @@
+import { checkInteger } from "../arguments.ts";
 import { CacheBusyError, DisposedError } from "../errors.ts";
 import { type CacheIdentity, saveTimeline } from "./file.ts";
 import { toPath } from "./path.ts";
@@ -122,17 +123,9 @@ export class Cache implements Disposable, AsyncDisposable {
    * @throws RangeError beyond the present length; CacheBusyError while a call uses this cache
    */
   truncate(length: number): void {
-    const timeline = this.#idle("truncate the cache");
-    if (typeof length !== "number") {
-      throw new TypeError(
-        `Cannot truncate the cache: length is ${length}, and must be a number`,
-      );
-    }
-    if (!Number.isInteger(length) || length < 0 || length > timeline.length) {
-      throw new RangeError(
-        `Cannot truncate the cache: length is ${length}, and must be an integer in [0, ${timeline.length}]`,
-      );
-    }
+    const verb = "truncate the cache";
+    const timeline = this.#idle(verb);
+    checkInteger(verb, "length", length, 0, timeline.length);
     timeline.truncate(length);
   }
 

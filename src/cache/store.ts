@@ -1,4 +1,10 @@
 import type { NativeModel } from "../../ffi/mod.ts";
+import {
+  checkChoice,
+  checkInteger,
+  checkOptionsObject,
+  wrongType,
+} from "../arguments.ts";
 import { DisposedError } from "../errors.ts";
 import type { ModelConfig } from "../model/config.ts";
 import { Cache, type CacheOwner } from "./cache.ts";
@@ -175,13 +181,13 @@ export class CacheStore implements CacheOwner {
       return { timeline, release: () => timeline.dispose() };
     }
     if (!(cache instanceof Cache)) {
-      throw new TypeError(
-        `Cannot ${what}: cache is ${cache}, and must be made by createCache()`,
-      );
+      throw wrongType(what, "cache", cache, "made by createCache()");
     }
     if (!this.#caches.has(cache)) {
       void cache.length; // a disposed one says so itself
-      throw new TypeError(`Cannot ${what}: cache belongs to another model`);
+      throw new TypeError(
+        `Cannot ${what}: cache belongs to another model, and must be of this one`,
+      );
     }
     const ended = Promise.withResolvers<void>();
     const { timeline, release } = cache.acquire(what, () => {
@@ -225,47 +231,23 @@ function checkCacheOptions(
   maximum: number,
   widths: readonly number[],
 ) {
-  const prefix = "Cannot create a cache";
-  if (typeof options !== "object" || options === null) {
-    throw new TypeError(`${prefix}: options must be an object`);
-  }
-  const { capacity, type } = options;
-  const known = ["capacity", "type"];
-  const unknown = Object.keys(options).find((name) => !known.includes(name));
-  if (unknown !== undefined) {
-    throw new TypeError(
-      `${prefix}: ${unknown} is not an option; there are ${known.join(", ")}`,
-    );
-  }
-  const types = ["auto", ...CACHE_TYPES];
-  if (type !== undefined && !types.includes(type)) {
-    const error = typeof type === "string" ? RangeError : TypeError;
-    throw new error(
-      `${prefix}: type is ${type}, and must be one of ${types.join(", ")}`,
-    );
-  }
+  const verb = "create a cache";
+  checkOptionsObject(verb, options, ["capacity", "type"]);
+  const { capacity, type = "auto" } = options;
+  checkChoice(verb, "type", type, ["auto", ...CACHE_TYPES]);
   if (type === "int6" && widths.some((width) => width % 16 !== 0)) {
     throw new RangeError(
-      `${prefix}: type is int6, which takes latents and rotary keys of multiples of 16 elements, ` +
+      `Cannot ${verb}: type is int6, which takes latents and rotary keys of multiples of 16 elements, ` +
         `and the model's have ${widths.join(" and ")}`,
     );
   }
   if (type === "int6" && widths[0] < 2 * widths[1]) {
     throw new RangeError(
-      `${prefix}: type is int6, which takes latents of at least twice the rotary key's width, ` +
+      `Cannot ${verb}: type is int6, which takes latents of at least twice the rotary key's width, ` +
         `and the model's have ${widths.join(" and ")}`,
     );
   }
-  if (capacity === undefined) return;
-  if (typeof capacity !== "number") {
-    throw new TypeError(
-      `${prefix}: capacity is ${capacity}, and must be a number of tokens`,
-    );
-  }
-  const inside = capacity >= 1 && capacity <= maximum;
-  if (!Number.isInteger(capacity) || !inside) {
-    throw new RangeError(
-      `${prefix}: capacity is ${capacity}, and must be an integer in [1, ${maximum}]`,
-    );
+  if (capacity !== undefined) {
+    checkInteger(verb, "capacity", capacity, 1, maximum);
   }
 }

@@ -1,3 +1,4 @@
+import * as argument from "../arguments.ts";
 import type { GenerationConfig } from "../model/generation_config.ts";
 import type { Cache } from "../cache/cache.ts";
 import type { Grammar } from "../grammar/grammar.ts";
@@ -73,7 +74,7 @@ export interface OptionLimits {
   generationConfig: GenerationConfig | undefined;
 }
 
-const KNOWN: ReadonlySet<string> = new Set<keyof GenerateOptions>([
+const KNOWN: readonly (keyof GenerateOptions)[] = [
   "maxTokens",
   "minTokens",
   "temperature",
@@ -94,28 +95,14 @@ const KNOWN: ReadonlySet<string> = new Set<keyof GenerateOptions>([
   "grammar",
   "cache",
   "signal",
-]);
+];
 
 /** Most alternatives that `logprobs` may ask for. */
 const MAX_LOGPROBS = 1000;
 
-function show(value: unknown): string {
-  if (typeof value === "string") return JSON.stringify(value);
-  if (Array.isArray(value)) return "an array";
-  return value !== null && typeof value === "object" ? "an object" : `${value}`;
-}
-
-function wrongType(name: string, value: unknown, right: string): TypeError {
-  return new TypeError(
-    `Cannot generate: ${name} is ${show(value)}, and must be ${right}`,
-  );
-}
-
-function outOfRange(name: string, value: unknown, right: string): RangeError {
-  return new RangeError(
-    `Cannot generate: ${name} is ${show(value)}, and must be ${right}`,
-  );
-}
+const VERB = "generate";
+const wrongType = argument.wrongType.bind(undefined, VERB);
+const outOfRange = argument.outOfRange.bind(undefined, VERB);
 
 interface Range {
   min?: number;
@@ -212,17 +199,8 @@ export function resolveOptions(
   { vocab_size, eosTokenIds, generationConfig = { eos_token_id: [] } }:
     OptionLimits,
 ): ResolvedOptions {
-  if (typeof options !== "object" || options === null) {
-    throw wrongType("options", options, "an object");
-  }
+  argument.checkOptionsObject(VERB, options, KNOWN);
   for (const [name, value] of Object.entries(options)) {
-    if (!KNOWN.has(name)) {
-      throw new TypeError(
-        `Cannot generate: ${name} is not an option; there are ${
-          [...KNOWN].join(", ")
-        }`,
-      );
-    }
     if (value === null) throw wrongType(name, value, "absent or of its type");
   }
   const { ignoreEos, reusePrefix, signal } = options;
@@ -231,9 +209,7 @@ export function resolveOptions(
       throw wrongType(name, value, "a boolean");
     }
   }
-  if (signal !== undefined && !(signal instanceof AbortSignal)) {
-    throw wrongType("signal", signal, "an AbortSignal");
-  }
+  argument.checkSignal(VERB, signal);
   if (options.stopTokens !== undefined && !Array.isArray(options.stopTokens)) {
     throw wrongType("stopTokens", options.stopTokens, "an array of token ids");
   }
@@ -249,7 +225,7 @@ export function resolveOptions(
     integer: true,
   });
   // A grammar says itself when its output may end.
-  const minTokens = options.grammar ? 0 : asked;
+  const minTokens = options.grammar === undefined ? asked : 0;
   // A checkpoint that does not say that it samples is greedy.
   const sampled = generationConfig.do_sample === true;
   return {
@@ -302,7 +278,7 @@ export function resolveOptions(
       integer: true,
     }),
     stop: stopStrings(options.stop),
-    stopTokens: ignoreEos && !options.grammar
+    stopTokens: ignoreEos && options.grammar === undefined
       ? stopTokens
       : [...eosTokenIds, ...stopTokens],
     logprobs: options.logprobs === undefined

@@ -1,3 +1,4 @@
+import { checkChoice, checkOptionsObject, checkSignal } from "../arguments.ts";
 import type { Cache } from "../cache/cache.ts";
 
 /** Options of `model.forward()` and `model.score()`. */
@@ -10,24 +11,12 @@ export interface ForwardOptions {
   signal?: AbortSignal;
 }
 
-/** @throws TypeError for a wrong type or an unknown option */
+const KNOWN = ["cache", "logits", "signal"];
+
+/** @throws TypeError for a wrong type or an unknown option, RangeError for a value */
 export function checkForwardOptions(options: ForwardOptions, what: string) {
-  const fail = (problem: string) => {
-    throw new TypeError(`Cannot ${what}: ${problem}`);
-  };
-  if (typeof options !== "object" || options === null) {
-    fail(`options is ${options}, and must be an object`);
-  }
-  const { logits, signal } = options;
-  if (signal !== undefined && !(signal instanceof AbortSignal)) {
-    fail(`signal is ${signal}, and must be an AbortSignal`);
-  }
-  if (logits !== undefined && logits !== "last" && logits !== "all") {
-    fail(`logits is ${logits}, and must be "last" or "all"`);
-  }
-  const known = ["cache", "logits", "signal"];
-  const unknown = Object.keys(options).find((name) => !known.includes(name));
-  if (unknown !== undefined) {
-    fail(`${unknown} is not an option; there are ${known.join(", ")}`);
-  }
+  checkOptionsObject(what, options, KNOWN);
+  const { logits = "last", signal } = options;
+  checkChoice(what, "logits", logits, ["last", "all"]);
+  checkSignal(what, signal);
 }

@@ -10,6 +10,14 @@ import {
 } from "../../ffi/mod.ts";
 
 import {
+  checkChoice,
+  checkInteger,
+  checkOptionsObject,
+  checkSignal,
+  outOfRange,
+  wrongType,
+} from "../arguments.ts";
+import {
   CPU_LIMITS,
   CUDA_LIMITS,
   DECODE_ROWS,
@@ -29,7 +37,6 @@ import { type Checkpoint, openCheckpoint } from "../weights/checkpoint.ts";
 import { fingerprint } from "../weights/fingerprint.ts";
 import type { ModelConfig } from "./config.ts";
 import type { GenerationConfig } from "./generation_config.ts";
-import { show } from "./fields.ts";
 import { recordModel } from "./layers.ts";
 import { Model } from "./model.ts";
 
@@ -63,6 +70,11 @@ export interface LoadOptions {
   prefixCacheBytes?: number;
   /** Requests that share a step; default 64. */
   maxBatch?: number;
+  /**
+   * Default true: a request's bits do not depend on what runs beside it. false gives that up for
+   * speed; there are no kernels yet that would be faster without.
+   */
+  batchInvariant?: boolean;
 }
 
 const DEFAULT_BATCH = 64;
@@ -78,59 +90,60 @@ function chooseDevice(
   return cudaWorks() ? "cuda" : "cpu";
 }
 
-/** TypeError when the value is not of the type that the option has, else RangeError. */
-function fail(
-  name: string,
-  value: unknown,
-  type: "string" | "number" | "object" | "function",
-  right: string,
-): never {
-  const error = typeof value === type && value !== null
-    ? RangeError
-    : TypeError;
-  throw new error(
-    `Cannot load: ${name} is ${show(value)}, and must be ${right}`,
-  );
-}
+const VERB = "load";
+const KNOWN: readonly (keyof LoadOptions)[] = [
+  "device",
+  "weights",
+  "threads",
+  "kernels",
+  "onProgress",
+  "signal",
+  "cacheBytes",
+  "prefixCacheBytes",
+  "maxBatch",
+  "batchInvariant",
+];
 
 function checkOptions(options: LoadOptions) {
-  if (typeof options !== "object" || options === null) {
-    fail("options", options, "object", "an object");
-  }
-  const whole = (
-    name: "threads" | "cacheBytes" | "prefixCacheBytes" | "maxBatch",
-    max: number,
-    min = 1,
+  checkOptionsObject(VERB, options, KNOWN);
+  const check = <Name extends keyof LoadOptions>(
+    name: Name,
+    right: (value: unknown) => void,
   ) => {
-    const value: unknown = options[name];
-    if (value === undefined) return;
-    const ok = typeof value === "number" && Number.isInteger(value) &&
-      value >= min && value <= max;
-    if (!ok) fail(name, value, "number", `an integer in [${min}, ${max}]`);
+    if (options[name] !== undefined) right(options[name]);
   };
-  whole("threads", 1024);
-  whole("cacheBytes", Number.MAX_SAFE_INTEGER);
-  whole("prefixCacheBytes", Number.MAX_SAFE_INTEGER, 0);
-  whole("maxBatch", CPU_LIMITS.mixed);
-  const among = (name: "weights" | "kernels", allowed: readonly string[]) => {
-    const value: unknown = options[name];
-    if (value === undefined || allowed.includes(value as string)) return;
-    fail(name, value, "string", `one of ${allowed.join(", ")}`);
-  };
-  among("weights", ["auto", "f32", "bf16", "fp8", "int8", "int4"]);
-  among("kernels", ["auto", ...CPU_KERNELS, ...CUDA_KERNELS]);
-  const { device = "auto", onProgress, signal } = options;
-  if (!/^(auto|cpu|cuda(:\d{1,4})?)$/.test(device)) {
-    fail("device", device, "string", '"auto", "cpu", "cuda" or "cuda:1"');
+  const integer = (name: keyof LoadOptions, min: number, max: number) =>
+    check(name, (value) => checkInteger(VERB, name, value, min, max));
+  integer("threads", 1, 1024);
+  integer("cacheBytes", 1, Number.MAX_SAFE_INTEGER);
+  integer("prefixCacheBytes", 0, Number.MAX_SAFE_INTEGER);
+  integer("maxBatch", 1, CPU_LIMITS.mixed);
+  const choice = (name: keyof LoadOptions, allowed: readonly string[]) =>
+    check(name, (value) => checkChoice(VERB, name, value, allowed));
+  choice("weights", ["auto", "f32", "bf16", "fp8", "int8", "int4"]);
+  choice("kernels", ["auto", ...CPU_KERNELS, ...CUDA_KERNELS]);
+  check("device", (device) => {
+    const right = '"auto", "cpu", "cuda" or "cuda:1"';
+    if (typeof device !== "string") {
+      throw wrongType(VERB, "device", device, right);
+    }
+    if (!/^(auto|cpu|cuda(:\d{1,4})?)$/.test(device)) {
+      throw outOfRange(VERB, "device", device, right);
+    }
+  });
+  for (
+    const [name, type] of [
+      ["onProgress", "function"],
+      ["batchInvariant", "boolean"],
+    ] as const
+  ) {
+    check(name, (value) => {
+      if (typeof value !== type) {
+        throw wrongType(VERB, name, value, `a ${type}`);
+      }
+    });
   }
-  if (onProgress !== undefined && typeof onProgress !== "function") {
-    fail("onProgress", onProgress, "function", "a function");
-  }
-  if (signal !== undefined && !(signal instanceof AbortSignal)) {
-    throw new TypeError(
-      `Cannot load: signal is ${show(signal)}, and must be an AbortSignal`,
-    );
-  }
+  checkSignal(VERB, options.signal);
 }
 
 /** The ids that end an output: the generation config's, else the config's. */
@@ -295,7 +308,7 @@ export async function loadModel(
   options: LoadOptions = {},
 ): Promise<Model> {
   if (typeof path !== "string" && !(path instanceof URL)) {
-    fail("path", path, "string", "a string or a URL");
+    throw wrongType(VERB, "path", path, "a string or a URL");
   }
   checkOptions(options);
   options.signal?.throwIfAborted();

@@ -1,4 +1,5 @@
 import type { NativeDevice, NativeModel } from "../../ffi/mod.ts";
+import { wrongType } from "../arguments.ts";
 import { Cache } from "../cache/cache.ts";
 import type { CacheOptions, CacheStore } from "../cache/store.ts";
 import type { Timeline } from "../cache/timeline.ts";
@@ -47,6 +48,18 @@ export interface MemoryUse {
   prefixCache: number;
   /** Of values between operations. */
   workspace: number;
+}
+
+/** For what the template needs later: the caller may change the messages meanwhile. */
+function copyMessages(messages: readonly Message[]): readonly Message[] {
+  try {
+    return structuredClone(messages);
+  } catch (cause) {
+    throw new TypeError(
+      "Cannot generate: messages hold what cannot be copied, and must be plain data",
+      { cause },
+    );
+  }
 }
 
 /** A loaded checkpoint. See {@link loadModel}. */
@@ -145,11 +158,12 @@ export class Model implements Disposable, AsyncDisposable {
     tokens: readonly number[],
     options: ForwardOptions = {},
   ): Promise<Float32Array> {
-    checkForwardOptions(options, "run forward");
+    const verb = "run forward";
+    checkForwardOptions(options, verb);
     const { logits = "last" } = options;
     const { vocab_size } = this.config;
     return await this.#append(
-      "run forward",
+      verb,
       tokens,
       options,
       (timeline, ids, settle) =>
@@ -209,7 +223,7 @@ export class Model implements Disposable, AsyncDisposable {
     try {
       if (timeline.length + ids.length > maximum) {
         throw new RangeError(
-          `Cannot ${what}: ${timeline.length} tokens held and ${ids.length} more exceed ${maximum}, the ${
+          `Cannot ${what}: ${timeline.length} tokens held and ${ids.length} more must be at most ${maximum}, the ${
             cache ? "cache's capacity" : "model's maximum"
           }`,
         );
@@ -249,14 +263,15 @@ export class Model implements Disposable, AsyncDisposable {
     });
     const { prompt, messages } = this.#prompt(input);
     const { cache, signal } = options;
-    if (resolved.stop.length > 0 || options.grammar) void this.tokenizer;
-    const grammar = options.grammar && grammars?.compile(options.grammar);
+    const asked = options.grammar;
+    if (resolved.stop.length > 0 || asked !== undefined) void this.tokenizer;
+    const grammar = asked === undefined ? undefined : grammars?.compile(asked);
     const capacity = cache instanceof Cache
       ? cache.capacity
       : max_position_embeddings;
     if (prompt.length > capacity) {
       throw new RangeError(
-        `Cannot generate: the prompt has ${prompt.length} tokens, and at most ${capacity} fit`,
+        `Cannot generate: the prompt has ${prompt.length} tokens, and must have at most ${capacity}`,
       );
     }
     let task: GenerateTask | undefined = undefined;
@@ -325,15 +340,12 @@ export class Model implements Disposable, AsyncDisposable {
       return { prompt };
     }
     if (!Array.isArray(input)) {
-      const found = input === null ? "null" : typeof input;
-      throw new TypeError(
-        `Cannot generate: the input is ${found}, and must be a string, token ids or messages`,
-      );
+      const right = "a string, token ids or messages";
+      throw wrongType("generate", "the input", input, right);
     }
     if (input.length > 0 && typeof input[0] === "object") {
-      const messages = input as readonly Message[];
-      const prompt = this.tokenizer.encode(messages);
-      return { prompt, messages: structuredClone(messages) };
+      const prompt = this.tokenizer.encode(input as readonly Message[]);
+      return { prompt, messages: copyMessages(input as readonly Message[]) };
     }
     return { prompt: checkTokens(input, "generate", this.config.vocab_size) };
   }

@@ -1,3 +1,5 @@
+import { wrongType } from "../arguments.ts";
+
 /**
  * Checks token ids from the outside and copies them.
  *
@@ -11,10 +13,7 @@ export function checkTokens(
   vocab_size: number,
 ): number[] {
   if (!Array.isArray(tokens)) {
-    const found = tokens === null ? "null" : typeof tokens;
-    throw new TypeError(
-      `Cannot ${what}: tokens is ${found}, and must be an array of token ids`,
-    );
+    throw wrongType(what, "tokens", tokens, "an array of token ids");
   }
   if (tokens.length === 0) {
     throw new RangeError(
@@ -23,11 +22,7 @@ export function checkTokens(
   }
   return Array.from(tokens, (id: unknown, i) => {
     if (typeof id !== "number") {
-      throw new TypeError(
-        `Cannot ${what}: tokens[${i}] is ${
-          id === null ? "null" : typeof id
-        }, and must be a token id`,
-      );
+      throw wrongType(what, `tokens[${i}]`, id, "a token id");
     }
     if (!Number.isInteger(id) || id < 0 || id >= vocab_size) {
       throw new RangeError(

@@ -6,10 +6,11 @@
  */
 
 import { Template } from "@huggingface/jinja";
+import { describe } from "../arguments.ts";
 import { CheckpointError } from "../errors.ts";
 import type { AddedToken, AddedTokens, Segment } from "./added_tokens.ts";
 import { Marks, type Place, PLACES } from "./marks.ts";
-import { describe, type Message } from "./message.ts";
+import type { Message } from "./message.ts";
 
 /** A conversation this long at most gets marks chosen string by string. */
 const MAX_SINGLE_TRIES = 64;

@@ -4,6 +4,8 @@
  * @module
  */
 
+import { describe } from "../arguments.ts";
+
 /**
  * One message of a conversation. Fields beyond these reach the chat template
  * as they are.
@@ -28,16 +30,6 @@ export interface Message {
 }
 
 const ROLES: readonly string[] = ["system", "user", "assistant", "tool"];
-
-/** How a wrong value is called in an error message. */
-export function describe(value: unknown): string {
-  if (value === null) return "null";
-  if (Array.isArray(value)) return "an array";
-  if (typeof value === "string") return JSON.stringify(value.slice(0, 40));
-  if (typeof value === "object") return "an object";
-  if (typeof value === "function") return "a function";
-  return String(value);
-}
 
 function checkMessage(message: unknown, name: string, verb: string): void {
   const fail = (what: string): never => {

@@ -4,11 +4,12 @@
  * @module
  */
 
+import { checkOptionsObject, describe, wrongType } from "../arguments.ts";
 import { CheckpointError } from "../errors.ts";
 import { AddedTokens, type Segment } from "./added_tokens.ts";
 import { ByteTable, decodeUtf8 } from "./byte_table.ts";
 import { ChatTemplate } from "./chat.ts";
-import { checkMessages, describe, type Message } from "./message.ts";
+import { checkMessages, type Message } from "./message.ts";
 import { TextStream } from "./stream.ts";
 import { readTokenizerConfig, readTokenizerJson } from "./tokenizer_files.ts";
 import { WasmEncoder } from "./wasm.ts";
@@ -63,17 +64,11 @@ function flag(
   fallback: boolean,
   verb: string,
 ): boolean {
-  if (typeof options !== "object" || options === null) {
-    throw new TypeError(
-      `Cannot ${verb}: options is ${describe(options)}, and must be an object`,
-    );
-  }
+  checkOptionsObject(verb, options);
   const value = (options as Record<string, unknown>)[name];
   if (value === undefined) return fallback;
   if (typeof value === "boolean") return value;
-  throw new TypeError(
-    `Cannot ${verb}: ${name} is ${describe(value)}, and must be a boolean`,
-  );
+  throw wrongType(verb, name, value, "a boolean");
 }
 
 /**
@@ -206,10 +201,8 @@ export class Tokenizer {
     const prompt = flag(options, "addGenerationPrompt", true, "encode");
     if (typeof input !== "string") {
       if (!Array.isArray(input)) {
-        throw new TypeError(
-          `Cannot encode: input is ${describe(input)}, and must be a string ` +
-            "or an array of messages",
-        );
+        const right = "a string or an array of messages";
+        throw wrongType("encode", "input", input, right);
       }
       checkMessages(input, "encode");
       return this.#ids(this.#template("encode").segments(input, prompt));
@@ -245,19 +238,14 @@ export class Tokenizer {
 
   #checkIds(tokens: unknown, verb: string): ArrayLike<number> {
     if (!Array.isArray(tokens) && !ArrayBuffer.isView(tokens)) {
-      throw new TypeError(
-        `Cannot ${verb}: tokens is ${describe(tokens)}, and must be an array ` +
-          "of ids",
-      );
+      throw wrongType(verb, "tokens", tokens, "an array of ids");
     }
     const ids = tokens as ArrayLike<unknown>;
     const { size } = this.table;
     for (let i = 0; i < ids.length; i++) {
       const id = ids[i];
       if (typeof id !== "number") {
-        throw new TypeError(
-          `Cannot ${verb}: tokens[${i}] is ${describe(id)}, and must be an id`,
-        );
+        throw wrongType(verb, `tokens[${i}]`, id, "an id");
       }
       if (!(Number.isInteger(id) && id >= 0 && id < size)) {
         throw new RangeError(

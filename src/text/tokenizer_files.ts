@@ -5,9 +5,9 @@
  * @module
  */
 
+import { describe } from "../arguments.ts";
 import { CheckpointError } from "../errors.ts";
 import type { AddedToken } from "./added_tokens.ts";
-import { describe } from "./message.ts";
 
 /** What `tokenizer.json` says. */
 export interface TokenizerJson {

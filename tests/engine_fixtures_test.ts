@@ -121,6 +121,7 @@ for (const name of CHECKPOINTS) {
     // Values are kept for one step; logits of all rows would split the prompt into several.
     await model.forward(prompt);
     const count = prompt.length * hidden_size;
+    assertEquals(recorded.hidden.length * count, hidden.length);
     recorded.hidden.forEach((value, layer) => {
       assertRows(
         native.readValue(programs.mixed, value, count),

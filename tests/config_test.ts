@@ -6,7 +6,8 @@ import {
   assertThrows,
 } from "@std/assert";
 import { CheckpointError } from "../src/errors.ts";
-import { isMoeLayer, parseConfig, routerScaling } from "../src/model/config.ts";
+import { isMoeLayer, parseConfig } from "../src/model/config.ts";
+import { routerScaling } from "../src/model/router_config.ts";
 import { parseGenerationConfig } from "../src/model/generation_config.ts";
 import { ropeNumbers } from "../src/model/rope.ts";
 import { expectedTensors } from "../src/weights/expect.ts";

@@ -81,7 +81,7 @@ Deno.test("loadModel() refuses a tokenizer that disagrees with the vocabulary", 
     await rejects(
       loadModel(folder),
       CheckpointError,
-      "tokenizer.json",
+      `${folder}/tokenizer.json`,
       "4096",
       "vocab_size",
     );

@@ -9,7 +9,8 @@ import {
   type ValueRef,
   type WeightRef,
 } from "../../ffi/mod.ts";
-import { LATENT_NORM_EPS, type ModelConfig, routerScaling } from "./config.ts";
+import { LATENT_NORM_EPS, type ModelConfig } from "./config.ts";
+import { routerScaling } from "./router_config.ts";
 import { ropeNumbers } from "./rope.ts";
 
 /** Queries: through a low rank, or directly (V2-Lite). */

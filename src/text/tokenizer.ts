@@ -122,6 +122,20 @@ export class Tokenizer {
     folder: string | URL,
     options: TokenizerOptions,
   ): Promise<Tokenizer | undefined> {
+    try {
+      return await Tokenizer.#read(folder, options);
+    } catch (cause) {
+      if (!(cause instanceof CheckpointError)) throw cause;
+      // Its message begins with the file's name.
+      const place = `${folder}`.replace(/\/$/, "");
+      throw new CheckpointError(`${place}/${cause.message}`, { cause });
+    }
+  }
+
+  static async #read(
+    folder: string | URL,
+    options: TokenizerOptions,
+  ): Promise<Tokenizer | undefined> {
     const { vocabSize } = options;
     const json = await readTokenizerJson(folder, vocabSize);
     if (json === undefined) return undefined;

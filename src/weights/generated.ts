@@ -4,7 +4,8 @@
  *
  * @module
  */
-import { type ModelConfig, routerScaling } from "../model/config.ts";
+import type { ModelConfig } from "../model/config.ts";
+import { routerScaling } from "../model/router_config.ts";
 
 const FNV_OFFSET = 0xcbf29ce484222325n;
 const FNV_PRIME = 0x100000001b3n;

@@ -1,6 +1,8 @@
 /**
  * Fifty prompts at once: calls of generate() share steps, nothing has to be batched by hand.
  *
+ * Run: deno run --allow-read --allow-ffi=build examples/batch.ts
+ *
  * Usage: batch.ts [--count N] [--tokens N]
  */
 import { parseArgs } from "node:util";

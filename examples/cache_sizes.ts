@@ -2,6 +2,8 @@
  * What a token of the cache takes, scales included, beside the keys and values of DeepSeek 67B
  * (95 layers, 8 heads of 128, bf16), and how much less that is: the paper's 93.3 % for DeepSeek-V2.
  *
+ * Run: deno run examples/cache_sizes.ts
+ *
  * Usage: cache_sizes.ts
  */
 import { CACHE_TYPES, entryBytes } from "../src/cache/type.ts";

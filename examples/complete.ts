@@ -1,6 +1,8 @@
 /**
  * Streams a completion: `deno task demo "Once upon a time"`.
  *
+ * Run: deno run --allow-read --allow-ffi=build examples/complete.ts "Once upon a time"
+ *
  * Usage: complete.ts [--model FOLDER] [--tokens N] [--temperature T] [--seed N] [PROMPT]
  */
 import { parseArgs } from "node:util";

@@ -1,6 +1,8 @@
 /**
  * Several continuations of one prompt: it is computed once, then the cache forks.
  *
+ * Run: deno run --allow-read --allow-ffi=build examples/fork.ts
+ *
  * Usage: fork.ts [--count N] [--tokens N] [--temperature T] [PROMPT]
  */
 import { parseArgs } from "node:util";

@@ -1,6 +1,8 @@
 /**
  * Output that obeys a JSON schema, whatever the temperature.
  *
+ * Run: deno run --allow-read --allow-ffi=build examples/json.ts
+ *
  * Usage: json.ts [--count N] [--temperature T]
  */
 import { parseArgs } from "node:util";

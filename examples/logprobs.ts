@@ -1,6 +1,8 @@
 /**
  * What the model thought at each token: its probability, and the likeliest alternatives.
  *
+ * Run: deno run --allow-read --allow-ffi=build examples/logprobs.ts
+ *
  * Usage: logprobs.ts [--tokens N] [--top N] [PROMPT]
  */
 import { parseArgs } from "node:util";

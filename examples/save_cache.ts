@@ -2,6 +2,8 @@
  * A cache that survives a restart: the first run computes a long prompt and saves its cache, later
  * runs start where it ended.
  *
+ * Run: deno run --allow-read --allow-write --allow-ffi=build examples/save_cache.ts /tmp/story.cache
+ *
  * Usage: save_cache.ts [FILE]   (default: story.cache in the current folder)
  */
 import { loadModel } from "../mod.ts";

@@ -308,6 +308,24 @@ console.log(await model.generate("Once upon a time", { maxTokens: 8 }).text());`
   }
 });
 
+Deno.test("loadModel() needs no further permission to say that there is no such folder", async () => {
+  const ffi = `--allow-ffi=${LIBRARY}`;
+  const body = NAME_ERROR.replace("path", '"models/absent"');
+  for (const hub of [[], ["-N"], ["-N=127.0.0.1", "-E"]]) {
+    const { out } = await program(body, ["--allow-read", ffi, ...hub]);
+    assertStringIncludes(out, "NotFound: models/absent: no such folder");
+    assertStringIncludes(out, "--allow-net");
+  }
+  // With the permissions that the README names, the hub is asked.
+  const { out } = await program(
+    body,
+    ["--allow-read", ffi, "-N", "-E", `--allow-write=${Deno.cwd()}/build`],
+    { HF_ENDPOINT: "http://127.0.0.1:9" },
+  );
+  assertStringIncludes(out, "NotFound: models/absent@main");
+  assertStringIncludes(out, "cannot be reached");
+});
+
 Deno.test("loadModel() names the path and the task when the library is missing", async () => {
   const { out } = await program(NAME_ERROR, ["-A"], {
     MOELA_LIBRARY: "/nonexistent/libmoela.so",

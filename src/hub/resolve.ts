@@ -1,6 +1,6 @@
 import { downloadModel, type DownloadOptions } from "./download.ts";
 import { parseHubId } from "./id.ts";
-import { hubSettings } from "./settings.ts";
+import { type HubSettings, hubSettings } from "./settings.ts";
 
 /**
  * The folder of a checkpoint: the path itself when there is such a folder, or when it cannot name a
@@ -10,17 +10,27 @@ export async function resolveCheckpoint(
   path: string | URL,
   options: DownloadOptions,
 ): Promise<string | URL> {
+  if (path === "") throw new Deno.errors.NotFound("The path is empty");
   const id = typeof path === "string" ? parseHubId(path) : undefined;
   if (id === undefined || await exists(id.repo)) return path;
-  const settings = hubSettings();
-  const { host } = new URL(settings.hubUrl);
-  const { state } = await Deno.permissions.query({ name: "net", host });
-  if (state === "denied") {
+  // Nobody is asked for permissions because of a folder that is not there.
+  const env = await granted({ name: "env", variable: "HF_ENDPOINT" });
+  const settings = env ? hubSettings() : undefined;
+  if (!settings || !settings.offline && !await mayAsk(settings)) {
     throw new Deno.errors.NotFound(
-      `${path}: no such folder; it is downloaded from ${settings.hubUrl} only with --allow-net`,
+      `${path}: no such folder; a model of the hub is downloaded only with ` +
+        "--allow-net, --allow-env and --allow-write",
     );
   }
   return await downloadModel(id, settings, options);
+}
+
+function mayAsk({ hubUrl }: HubSettings): Promise<boolean> {
+  return granted({ name: "net", host: new URL(hubUrl).host });
+}
+
+async function granted(permission: Deno.PermissionDescriptor) {
+  return (await Deno.permissions.query(permission)).state === "granted";
 }
 
 async function exists(path: string): Promise<boolean> {

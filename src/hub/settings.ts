@@ -1,5 +1,4 @@
 import { join } from "node:path";
-import { homedir } from "node:os";
 
 /** Where the hub is, where its files are kept, and who asks. */
 export interface HubSettings {
@@ -18,7 +17,9 @@ export function hubSettings(): HubSettings {
   const home = () =>
     env.get("HF_HOME") ??
       join(
-        env.get("XDG_CACHE_HOME") ?? join(homedir(), ".cache"),
+        // Not homedir(), which wants a permission more.
+        env.get("XDG_CACHE_HOME") ??
+          join(env.get("HOME") ?? env.get("USERPROFILE") ?? "", ".cache"),
         "huggingface",
       );
   return {

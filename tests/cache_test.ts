@@ -1,17 +1,9 @@
 /** Caches under `generate()` and `forward()`, and what stops a call that uses one. */
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
-import {
-  CacheBusyError,
-  DisposedError,
-  loadModel,
-  type Model,
-} from "../mod.ts";
+import { CacheBusyError, DisposedError, loadModel } from "../mod.ts";
 import { openLibraries } from "./support/open_library.ts";
-import { parseConfig } from "../src/model/config.ts";
-import { buildModel } from "../src/model/load.ts";
-import { generatedSource } from "../src/weights/bind.ts";
-import { familyConfig, type FamilyName } from "./support/family.ts";
 import { Random, relativeError } from "./support/numbers.ts";
+import { slender } from "./support/slender.ts";
 
 openLibraries();
 const NANO = new URL("../models/nano/", import.meta.url);
@@ -62,29 +54,6 @@ Deno.test("forks write to pages of their own", async () => {
     assert(relativeError(logits, expected) < 1e-5, `fork ${i}`);
   }
 });
-
-/** A model of a family member's layers and latent, all else tiny. */
-async function slender(name: FamilyName): Promise<Model> {
-  const json = {
-    ...familyConfig(name),
-    vocab_size: 64,
-    hidden_size: 16,
-    intermediate_size: 16,
-    moe_intermediate_size: 8,
-    num_attention_heads: 1,
-    q_lora_rank: null,
-    n_routed_experts: 16,
-    bos_token_id: 0,
-    eos_token_id: 1,
-  };
-  const config = parseConfig(json, "config.json");
-  return await buildModel({
-    config,
-    source: () => generatedSource(config, 1, "bf16"),
-    fingerprint: () => Promise.resolve(""),
-    bytes: 0,
-  }, {});
-}
 
 Deno.test("a token takes the latent and the rotary key of each layer, no more", async () => {
   for (

@@ -1,14 +1,11 @@
 /** Caches of fp8, int8 and int6 under the whole API: sharing, rewinding, files, sizes. */
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { CacheFileError, loadModel, type Model } from "../mod.ts";
-import { shapeConfig } from "../bench/shapes.ts";
-import { parseConfig } from "../src/model/config.ts";
-import { buildModel } from "../src/model/load.ts";
-import { generatedSource } from "../src/weights/bind.ts";
+import { CacheFileError, loadModel } from "../mod.ts";
 import { inFolder } from "./support/folder.ts";
 import { Random, relativeError } from "./support/numbers.ts";
 import { openLibraries } from "./support/open_library.ts";
 import { assertSameBits } from "./support/ops.ts";
+import { slender } from "./support/slender.ts";
 
 openLibraries();
 const NANO = new URL("../models/nano/", import.meta.url);
@@ -17,32 +14,6 @@ const TYPES = ["fp8", "int8", "int6"] as const;
 function randomTokens(count: number, seed: number) {
   const random = new Random(seed);
   return Array.from({ length: count }, () => random.integer(4096));
-}
-
-/** A model of a published shape's layers and latent, all else tiny. */
-async function slender(
-  shape: "v2" | "v2-lite",
-  latent: Record<string, number> = {},
-): Promise<Model> {
-  const config = parseConfig({
-    ...shapeConfig(shape),
-    ...latent,
-    vocab_size: 64,
-    hidden_size: 16,
-    intermediate_size: 16,
-    moe_intermediate_size: 8,
-    num_attention_heads: 1,
-    q_lora_rank: null,
-    n_routed_experts: 16,
-    bos_token_id: 0,
-    eos_token_id: 1,
-  }, "config.json");
-  return await buildModel({
-    config,
-    source: () => generatedSource(config, 1, "bf16"),
-    fingerprint: () => Promise.resolve(""),
-    bytes: 0,
-  }, {});
 }
 
 for (const type of TYPES) {

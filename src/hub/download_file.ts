@@ -1,5 +1,6 @@
 import { createHash, type Hash } from "node:crypto";
 import { CheckpointError } from "../errors.ts";
+import { exists } from "./exists.ts";
 
 /** One file of a repository, as the hub lists it. */
 export interface HubFile {
@@ -64,16 +65,6 @@ export async function downloadFile(
     await Deno.rename(incomplete, path);
   } finally {
     await target.unlock();
-  }
-}
-
-async function exists(path: string): Promise<boolean> {
-  try {
-    await Deno.stat(path);
-    return true;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
   }
 }
 

@@ -1,4 +1,5 @@
 import { downloadModel, type DownloadOptions } from "./download.ts";
+import { exists } from "./exists.ts";
 import { parseHubId } from "./id.ts";
 import { type HubSettings, hubSettings } from "./settings.ts";
 
@@ -31,14 +32,4 @@ function mayAsk({ hubUrl }: HubSettings): Promise<boolean> {
 
 async function granted(permission: Deno.PermissionDescriptor) {
   return (await Deno.permissions.query(permission)).state === "granted";
-}
-
-async function exists(path: string): Promise<boolean> {
-  try {
-    await Deno.stat(path);
-    return true;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  }
 }

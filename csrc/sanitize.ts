@@ -6,7 +6,7 @@ const ROOT = new URL("../", import.meta.url);
 
 /** Tests that never call the library, or call the one of the build folder in their own process. */
 const WITHOUT_LIBRARY =
-  /^(checkpoint|config|cuda|emulated|errors|examples|fuzz_test|grammar_(?!generate)|reference|safetensors|support|text)/;
+  /^(checkpoint|config|cuda|emulated|errors|examples|grammar_(?!generate)|reference|safetensors|support|text)/;
 /** Tests of speed, and of so much work that here they take an hour. */
 const TOO_SLOW = /^(cancel|eval)/;
 

@@ -1,83 +1,18 @@
-/** Wrong arguments: TypeError for a type, RangeError for a value, at the call or as a rejection. */
-import { assert, assertEquals } from "@std/assert";
-import { loadModel, type LoadOptions } from "../mod.ts";
+/** Wrong arguments of generate(), forward(), score() and caches, at the call or as a rejection. */
+import { assertEquals } from "@std/assert";
+import { loadModel } from "../mod.ts";
+import {
+  integer,
+  number,
+  type Option,
+  refuses,
+  valuesBut,
+} from "./support/arguments.ts";
 import { openLibraries } from "./support/open_library.ts";
 
 openLibraries();
 
 const NANO = new URL("../models/nano/", import.meta.url);
-
-/** A value of each kind; an option takes at most those of the kinds that it names. */
-const KINDS: Record<string, readonly unknown[]> = {
-  null: [null],
-  boolean: [true, false],
-  number: [0, -1, 0.5, NaN, Infinity, 2 ** 53, -0],
-  bigint: [1n],
-  string: ["", "a", "1", "cpu"],
-  symbol: [Symbol("s")],
-  function: [() => 1],
-  array: [[], ["cpu"], [0.5], [null]],
-  object: [{}, { valueOf: () => 1, toString: () => "cpu" }, new Date(0)],
-};
-
-/** The values of all kinds but these. */
-function valuesBut(...kinds: string[]): unknown[] {
-  return Object.entries(KINDS).flatMap(([kind, values]) =>
-    kinds.includes(kind) ? [] : values
-  );
-}
-
-/** What a call threw; its promise's rejection counts only where the call shall reject. */
-async function failure(call: () => unknown, rejects: boolean) {
-  let result: unknown;
-  try {
-    result = call();
-  } catch (error) {
-    assert(!rejects, `threw ${error} instead of rejecting`);
-    return error;
-  }
-  if (!rejects) return undefined;
-  try {
-    await result;
-    return undefined;
-  } catch (error) {
-    return error;
-  }
-}
-
-/** Each call fails with an error of just this class whose message names `name` and what is right. */
-async function refuses(
-  calls: Iterable<() => unknown>,
-  type: typeof TypeError | typeof RangeError,
-  name: string,
-  rejects: boolean,
-) {
-  for (const [i, call] of [...calls].entries()) {
-    const error = await failure(call, rejects);
-    const what = `${name}, call ${i}: ${error}`;
-    assert(error instanceof type, what);
-    assert(error.message.startsWith("Cannot "), what);
-    assert(error.message.includes(name), what);
-    assert(/must|is not an option|belongs to/.test(error.message), what);
-    assert(error.message.length < 600, what);
-  }
-}
-
-interface Option {
-  /** The kinds that its values have. */
-  kinds: string[];
-  /** Values of such a kind that are refused. */
-  bad: unknown[];
-  good: unknown[];
-}
-
-const number = (bad: number[], good: number[]): Option => ({
-  kinds: ["number"],
-  bad: [NaN, Infinity, -Infinity, ...bad],
-  good,
-});
-const integer = (bad: number[], good: number[]): Option =>
-  number([0.5, 1e-300, ...bad], good);
 
 const GENERATE: Record<string, Option> = {
   maxTokens: integer([-1], [0, 1, 2 ** 40]),
@@ -319,122 +254,6 @@ Deno.test("createCache(), truncate(), save() and loadCache() refuse wrong argume
     [() => model.forward([1], { cache: foreign })],
     TypeError,
     "cache",
-    true,
-  );
-});
-
-Deno.test("the tokenizer throws at the call for wrong arguments", async () => {
-  await using model = await loadModel(NANO);
-  const { tokenizer } = model;
-  const any = (value: unknown) => value as never;
-  const types = (
-    call: (value: unknown) => unknown,
-    name: string,
-    ...kinds: string[]
-  ) =>
-    refuses(
-      [...valuesBut(...kinds), undefined].map((value) => () => call(value)),
-      TypeError,
-      name,
-      false,
-    );
-  await types(
-    (value) => tokenizer.encode(any(value)),
-    "input",
-    "string",
-    "array",
-  );
-  for (const method of ["decode", "pieces"] as const) {
-    await types((value) => tokenizer[method](any(value)), "tokens", "array");
-    await types(
-      (value) => tokenizer[method](any([1, value])),
-      "tokens[1]",
-      "number",
-    );
-    for (const id of [-1, 4096, 0.5, NaN, Infinity]) {
-      await refuses(
-        [() => tokenizer[method]([1, id])],
-        RangeError,
-        "tokens[1]",
-        false,
-      );
-    }
-  }
-  await types(
-    (value) => tokenizer.applyChatTemplate(any(value)),
-    "messages",
-    "array",
-  );
-  const messages = [{ role: "user", content: "a" }];
-  const flags: [string, (options: object) => unknown][] = [
-    ["addSpecialTokens", (options) => tokenizer.encode("a", options)],
-    ["allowSpecial", (options) => tokenizer.encode("a", options)],
-    ["addGenerationPrompt", (options) => tokenizer.encode(messages, options)],
-    ["skipSpecialTokens", (options) => tokenizer.decode([1], options)],
-    [
-      "addGenerationPrompt",
-      (options) => tokenizer.applyChatTemplate(messages, options),
-    ],
-  ];
-  for (const [name, call] of flags) {
-    const values = valuesBut("boolean");
-    await refuses(
-      values.map((value) => () => call({ [name]: value })),
-      TypeError,
-      name,
-      false,
-    );
-    assertEquals(call({ [name]: undefined }), call({}));
-    const options = valuesBut("object");
-    await refuses(
-      options.map((value) => () => call(any(value))),
-      TypeError,
-      "options",
-      false,
-    );
-  }
-});
-
-const LOAD: Record<keyof LoadOptions, Option> = {
-  device: {
-    kinds: ["string"],
-    bad: ["", "CPU", "cuda:", "cuda:-1", "tpu", " cpu"],
-    good: ["cpu"],
-  },
-  weights: {
-    kinds: ["string"],
-    bad: ["", "F32", "int6"],
-    good: ["auto", "bf16"],
-  },
-  kernels: { kinds: ["string"], bad: ["", "sse", "AVX2"], good: ["reference"] },
-  threads: integer([0, -1, 1025], [1, 3]),
-  cacheBytes: integer([0, -1, 2 ** 53], [2 ** 20]),
-  prefixCacheBytes: integer([-1, 2 ** 53], [0, 2 ** 30]),
-  maxBatch: integer([0, -1, 2 ** 20], [1, 300]),
-  batchInvariant: { kinds: ["boolean"], bad: [], good: [true, false] },
-  onProgress: { kinds: ["function"], bad: [], good: [() => {}] },
-  signal: { kinds: [], bad: [], good: [new AbortController().signal] },
-};
-
-Deno.test("loadModel() rejects every option of a wrong type or value", async () => {
-  const load = (options: unknown) => () => loadModel(NANO, options as object);
-  const options = valuesBut("object");
-  await refuses(options.map(load), TypeError, "options", true);
-  await refuses([load({ thread: 1 })], TypeError, "thread", true);
-  for (const [name, { kinds, bad, good }] of Object.entries(LOAD)) {
-    const option = (value: unknown) => load({ [name]: value });
-    await refuses(valuesBut(...kinds).map(option), TypeError, name, true);
-    await refuses(bad.map(option), RangeError, name, true);
-    for (const value of good) {
-      await using model = await loadModel(NANO, { [name]: value });
-      assertEquals(model.config.vocab_size, 4096);
-    }
-  }
-  const paths = [...valuesBut("string"), undefined];
-  await refuses(
-    paths.map((path) => () => loadModel(path as string)),
-    TypeError,
-    "path",
     true,
   );
 });

@@ -4,6 +4,7 @@
  */
 
 import { assert } from "@std/assert";
+import { loadModel } from "../mod.ts";
 import { CheckpointError } from "../src/errors.ts";
 import { parseConfig } from "../src/model/config.ts";
 import { parseGenerationConfig } from "../src/model/generation_config.ts";
@@ -14,6 +15,9 @@ import { parseSafetensorsHeader } from "../src/weights/safetensors.ts";
 import { makeCheckpoint } from "./support/checkpoint.ts";
 import { FAMILY_NAMES, familyConfig, reducedConfig } from "./support/family.ts";
 import { Random } from "./support/numbers.ts";
+import { openLibraries } from "./support/open_library.ts";
+
+openLibraries();
 
 const HEADERS = 8000;
 const CONFIGS = 8000;
@@ -176,7 +180,7 @@ Deno.test("parseConfig() survives mutated configs", () => {
   assert(accepted > 100 && accepted < CONFIGS / 1.5, `${accepted}`);
 });
 
-Deno.test("openCheckpoint() survives mutated files", async () => {
+Deno.test("openCheckpoint() and loadModel() survive mutated files", async () => {
   const random = new Random(13);
   const folder = await Deno.makeTempDir();
   try {
@@ -206,6 +210,9 @@ Deno.test("openCheckpoint() survives mutated files", async () => {
       try {
         await openCheckpoint(folder);
         accepted++;
+        // What is accepted reaches the library.
+        await using model = await loadModel(folder, { threads: 1 });
+        await model.forward([1, 2]);
       } catch (error) {
         if (!(error instanceof CheckpointError)) {
           throw new Error(`round ${round}, ${path}`, { cause: error });

@@ -131,18 +131,16 @@ function checkOptions(options: LoadOptions) {
       throw outOfRange(VERB, "device", device, right);
     }
   });
-  for (
-    const [name, type] of [
-      ["onProgress", "function"],
-      ["batchInvariant", "boolean"],
-    ] as const
-  ) {
-    check(name, (value) => {
-      if (typeof value !== type) {
-        throw wrongType(VERB, name, value, `a ${type}`);
-      }
-    });
-  }
+  check("onProgress", (value) => {
+    if (typeof value !== "function") {
+      throw wrongType(VERB, "onProgress", value, "a function");
+    }
+  });
+  check("batchInvariant", (value) => {
+    if (typeof value !== "boolean") {
+      throw wrongType(VERB, "batchInvariant", value, "a boolean");
+    }
+  });
   checkSignal(VERB, options.signal);
 }
 

@@ -6,7 +6,7 @@
 import type { WeightDType } from "../ffi/mod.ts";
 import { type CacheType, entryBytes } from "../src/cache/type.ts";
 import type { ModelConfig } from "../src/model/config.ts";
-import { latentType } from "../src/weights/bind.ts";
+import { projectionType } from "../src/weights/bind.ts";
 import { expectedTensors } from "../src/weights/expect.ts";
 
 /** Bytes of a weight `[rows, cols]` in its type, scales included: see `moela_weight_desc`. */
@@ -53,8 +53,7 @@ export function bytesPerToken(config: ModelConfig, traffic: Traffic): number {
     const isEmbedding = name === "model.embed_tokens.weight";
     if (isEmbedding && !config.tie_word_embeddings) continue;
     if (name === "lm_head.weight" && config.tie_word_embeddings) continue;
-    const isLatent = /\.kv_(a_proj_with_mqa|b_proj)\.weight$/.test(name);
-    const wanted = isLatent ? latentType(weights, "bf16") : weights;
+    const wanted = projectionType(name, weights, "bf16");
     const type = scaled.length > 0 && wanted !== "auto" ? wanted : exact;
     const [out, cols] = shape.length === 1 ? [1, shape[0]] : shape;
     const share = name.includes(".experts.") ? chosen : 1;

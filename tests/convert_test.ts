@@ -3,7 +3,7 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { convertMatrix, matrixBytes, type WeightDType } from "../ffi/mod.ts";
 import { NativeError } from "../mod.ts";
 import { parseConfig } from "../src/model/config.ts";
-import { latentType, running } from "../src/weights/bind.ts";
+import { projectionType, running } from "../src/weights/bind.ts";
 import { expectedTensors } from "../src/weights/expect.ts";
 import { shapeConfig } from "../bench/shapes.ts";
 import { openLibraries } from "./support/open_library.ts";
@@ -60,7 +60,7 @@ Deno.test("convertMatrix() to int8 rounds each group to 127 steps a side", async
   }
 });
 
-Deno.test("convertMatrix() to fp8 rounds to the nearest E4M3 of blocks of 128 x 128", async () => {
+Deno.test("convertMatrix() to fp8 rounds to the nearest E4M3, blocks of 128 x 128 scaled by powers of two", async () => {
   for (const [rows, cols] of SHAPES) {
     const x = normals(rows * cols, cols);
     const { data, scales } = await convert(x, "fp8", rows, cols);
@@ -72,7 +72,10 @@ Deno.test("convertMatrix() to fp8 rounds to the nearest E4M3 of blocks of 128 x 
     x.forEach((v, i) => {
       largest[block(i)] = Math.max(largest[block(i)], Math.abs(v));
     });
-    assertEquals(found, largest.map((max) => Math.fround(max / 448)));
+    assertEquals(
+      found,
+      largest.map((max) => 2 ** Math.ceil(Math.log2(max / 448))),
+    );
     x.forEach((v, i) => {
       const inverse = Math.fround(1 / found[block(i)]);
       assertEquals(data[i], toF8(Math.fround(v * inverse)), `${v}`);
@@ -213,8 +216,7 @@ Deno.test("int8 and int4 of V2-Lite take at most 8.5 and 4.5 bits a weight that 
       const expert = Number(/\.experts\.(\d+)\./.exec(name)?.[1] ?? 0);
       if (name === "model.embed_tokens.weight" || expert >= k) continue;
       const [rows, cols] = shape.length === 1 ? [1, shape[0]] : shape;
-      const latent = /kv_a_proj_with_mqa|kv_b_proj/.test(name);
-      const wanted = latent ? latentType(weights, "bf16") : weights;
+      const wanted = projectionType(name, weights, "bf16");
       const dtype = scaled.length > 0 ? running("bf16", wanted) : "bf16";
       const { data, scales } = matrixBytes(dtype, rows, cols);
       bits += 8 * (data + scales);

@@ -16,6 +16,10 @@ float largest_magnitude(int64_t n, const float* x) {
   return largest;
 }
 
+// The smallest power of two that is at least x >= 0, but for subnormals: then value * scale is
+// exact in bf16, which kernels on tensor cores take.
+float power_of_two(float x) { return float_of_bits((bits_of_float(x) + 0x7fffff) & 0x7f800000); }
+
 }  // namespace
 
 void quantize_int8_row(int64_t cols, const float* w, void* q, void* scales) {
@@ -45,7 +49,7 @@ void quantize_fp8_rows(int64_t rows, int64_t cols, const float* w, void* q, void
     for (int64_t row = 0; row < rows; row++) {
       largest = std::max(largest, largest_magnitude(n, w + row * cols + begin));
     }
-    const float scale = largest / 448;
+    const float scale = power_of_two(largest / 448);
     memcpy(static_cast<char*>(scales) + begin / GROUP * 4, &scale, 4);
     const float inverse = scale > 0x1p-120f ? 1 / scale : 0;
     for (int64_t row = 0; row < rows; row++) {

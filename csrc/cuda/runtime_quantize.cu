@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(THREADS) fp8_kernel(Matrix w, uint8_t* q, floa
   if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = largest;
   __syncthreads();
   for (int i = 0; i < THREADS / 32; i++) largest = fmaxf(largest, room[i]);
-  const float scale = largest / 448;
+  const float scale = __uint_as_float((__float_as_uint(largest / 448) + 0x7fffff) & 0x7f800000);
   if (threadIdx.x == 0) scales[blockIdx.x] = scale;
   const float inverse = scale > 0x1p-120f ? 1 / scale : 0;
   for (int i = threadIdx.x; i < GROUP * GROUP; i += THREADS) {

@@ -137,17 +137,25 @@ export function running(
 }
 
 /**
- * The type of kv_a_proj_with_mqa and kv_b_proj when `weights` is wanted. Every key and value of every
- * head comes through them, so that their error weighs most, and they are small: 3.6 % of what a token
- * of V2-Lite reads. In int4, kv_a_proj alone would raise the perplexity of nano by 2 %, in fp8 by
- * 0.25 %. A checkpoint stored in fp8 keeps what it has.
+ * The type of the projection `name` when `weights` is wanted of all. Some weigh more in the result than
+ * in what a token reads, and keep more bits:
+ *
+ * - kv_a_proj_with_mqa and kv_b_proj: every key and value of every head comes through them. They are
+ *   3.6 % of what a token of V2-Lite reads. In int4, kv_a_proj alone would raise the perplexity of nano by
+ *   2 %, in fp8 by 0.25 %.
+ * - lm_head in fp8: int8 takes eight bits, too, with a fourteenth of the squared error.
+ *
+ * A checkpoint stored in fp8 keeps what it has.
  */
-export function latentType(
+export function projectionType(
+  name: string,
   weights: WeightsType,
   stored: NativeWeight["stored"],
 ): WeightsType {
-  if (weights === "int4") return "int8";
-  return weights === "fp8" && stored !== "fp8" ? "bf16" : weights;
+  const isLatent = /\.kv_(a_proj_with_mqa|b_proj)\.weight$/.test(name);
+  if (weights === "int4") return isLatent ? "int8" : weights;
+  if (weights !== "fp8" || stored === "fp8") return weights;
+  return isLatent ? "bf16" : name === "lm_head.weight" ? "int8" : weights;
 }
 
 /** Gives every weight of the model to the library, tensor by tensor. */
@@ -182,12 +190,11 @@ export async function bindWeights(
     await options.onBytes?.(bytes, stored !== dtype);
     return ref;
   }
-  const matrix = (name: string, rows: number, cols: number) =>
-    bind([`${name}.weight`], rows, cols, options.weights);
-  const latent = (name: string, rows: number, cols: number) => {
-    const names = [`${name}.weight`];
+  const matrix = (projection: string, rows: number, cols: number) => {
+    const names = [`${projection}.weight`];
     const { stored } = source.find(names, rows, cols);
-    return bind(names, rows, cols, latentType(options.weights, stored));
+    const wanted = projectionType(names[0], options.weights, stored);
+    return bind(names, rows, cols, wanted);
   };
   // Norms, the router and the embedding stay as they are stored, whatever the type of the rest.
   const exact = (name: string, rows: number, cols: number) =>
@@ -254,13 +261,13 @@ export async function bindWeights(
           qANorm: await exact(`${attn}.q_a_layernorm`, 1, rank),
           qB: await matrix(`${attn}.q_b_proj`, heads * qHead, rank),
         },
-      kvA: await latent(
+      kvA: await matrix(
         `${attn}.kv_a_proj_with_mqa`,
         r + config.qk_rope_head_dim,
         d,
       ),
       kvANorm: await exact(`${attn}.kv_a_layernorm`, 1, r),
-      kvB: await latent(`${attn}.kv_b_proj`, heads * kvHead, r),
+      kvB: await matrix(`${attn}.kv_b_proj`, heads * kvHead, r),
       output: await matrix(`${attn}.o_proj`, d, heads * config.v_head_dim),
       postNorm: await exact(`${prefix}.post_attention_layernorm`, 1, d),
       mlp: isMoeLayer(config, i)

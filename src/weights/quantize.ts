@@ -11,7 +11,7 @@ import {
   type WeightDType,
 } from "../../ffi/mod.ts";
 import { show } from "../model/fields.ts";
-import { latentType, running, STORED } from "./bind.ts";
+import { projectionType, running, STORED } from "./bind.ts";
 import type { Checkpoint, CheckpointTensor } from "./checkpoint.ts";
 import { expectedTensors, SCALED_TYPES, scaleSuffix } from "./expect.ts";
 
@@ -70,10 +70,9 @@ function plan(
     : tensors.get(name + suffix);
   const [rows, cols] = shape;
   const stored = STORED[from.dtype];
-  const latent = /\.(kv_a_proj_with_mqa|kv_b_proj)\.weight$/.test(name);
   const to = scaled.length === 0
     ? stored
-    : running(stored, latent ? latentType(weights, stored) : weights);
+    : running(stored, projectionType(name, weights, stored));
   if (to === stored || to === "f16") {
     const kept = [from, ...(fromScales ? [fromScales] : [])];
     const entries = kept.map((tensor, i) => ({

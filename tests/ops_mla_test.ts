@@ -220,10 +220,12 @@ for (const set of kernelSets) {
           : decodePlaces;
         const all = sequences(kernels, s, type, places);
         const rows = countRows(all);
+        // Scores of up to 5 summed one by one in f32 are off by 8e-6, as the largest of many would be.
+        const spread = s === wide ? 1 : 2;
         const q = normals(
           rows * s.num_attention_heads * width(s),
           13,
-          2 * width(s) ** -0.5,
+          spread * width(s) ** -0.5,
         );
         assertClose(
           await decode(kernels, s, q, all),

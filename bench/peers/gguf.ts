@@ -296,5 +296,7 @@ export async function writeGguf(
     }
     await writeAll(file, padding);
   }
+  // Not while something is measured.
+  await file.sync();
   return aligned(head) + offset;
 }

@@ -34,24 +34,6 @@ void tile_nt(const NtArgs& args, const float* a, const char* b, float* c) {
   finish(args, sums, c);
 }
 
-// One row of a has no second use of b: eight rows of it at once, so that the sums do not wait for
-// one another, and the eight that follow are asked for.
-template <class B>
-void eight_rows_nt(const NtArgs& args, const float* a, const char* b, float* c) {
-  constexpr int64_t LINE = 64 / B::BYTES;
-  __m256 sums[1][8];
-  clear(sums);
-  int64_t l = 0;
-  for (; l + LINE <= args.k; l += LINE) {
-    for (int64_t j = 0; j < 8; j++) {
-      _mm_prefetch(b + (8 + j) * args.ldb + l * B::BYTES, _MM_HINT_T1);
-    }
-    accumulate<B>(LINE, a + l, args.lda, b + l * B::BYTES, args.ldb, sums);
-  }
-  accumulate<B>(args.k - l, a + l, args.lda, b + l * B::BYTES, args.ldb, sums);
-  finish(args, sums, c);
-}
-
 // N rows of b with all m rows of a.
 template <class B, int N>
 void strip_nt(const NtArgs& args, int64_t m, const float* a, const char* b, float* c) {
@@ -82,8 +64,10 @@ void gemm_nt(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const
     const float* from = a + i * lda;
     float* to = c + i * ldc;
     int64_t j = 0;
+    // One row has no second use of b: eight rows of it at once, so that the sums do not wait for
+    // one another. The processor follows the eight streams; asking for them was slower.
     for (; rows == 1 && j + 8 <= n; j += 8) {
-      eight_rows_nt<B>(args, from, b + j * args.ldb, to + j);
+      tile_nt<B, 1, 8>(args, from, b + j * args.ldb, to + j);
     }
     for (; B::BYTES == 2 && rows >= WIDEN_ROWS && j + 4 <= n; j += 4) {
       fetch<B, 4>(args, b + (j + 4) * args.ldb);
@@ -176,11 +160,6 @@ void rows_nn(const NnArgs& args, int64_t n, const float* a, const char* b, float
   for (int l = 0; l < L; l++) factors[l] = _mm256_set1_ps(a[l]);
   int64_t j = 0;
   for (; j + 8 <= n; j += 8) {
-    if (j * B::BYTES % 64 == 0) {
-      for (int l = 0; l < L; l++) {
-        _mm_prefetch(b + (L + l) * args.ldb + j * B::BYTES, _MM_HINT_T0);
-      }
-    }
     __m256 sum = add ? _mm256_loadu_ps(c + j) : _mm256_setzero_ps();
     for (int l = 0; l < L; l++) {
       sum = _mm256_fmadd_ps(factors[l], B::all(b + l * args.ldb + j * B::BYTES), sum);

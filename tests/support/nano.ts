@@ -116,13 +116,14 @@ export async function knowledge(
 }
 
 /**
- * Holds a type to its limits beside bf16: perplexity in percent, answers fewer, all needles.
+ * Holds a type to its limits beside bf16: perplexity in percent, answers fewer, needles missed (none
+ * unless said).
  * `type`: of the cache, where that is what differs.
  */
 export async function assertKnows(
   model: Model,
   exact: Knowledge,
-  limits: { percent: number; fewer: number },
+  limits: { percent: number; fewer: number; needles?: number },
   type?: CacheType,
 ) {
   const found = await knowledge(model, type);
@@ -135,5 +136,6 @@ export async function assertKnows(
     found.other.length <= exact.other.length + limits.fewer,
     found.other.join("\n"),
   );
-  assertEquals(await missedNeedles(model, type), []);
+  const missed = await missedNeedles(model, type);
+  assert(missed.length <= (limits.needles ?? 0), missed.join("\n"));
 }

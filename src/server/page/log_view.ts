@@ -59,17 +59,18 @@ export class LogView {
     return this.#log.contains(document.activeElement);
   }
 
-  /** A turn has more text: it is shown with a frame soon. */
+  /** A turn has more text: it is shown with a frame soon, its end at once. */
   changed(turn: Turn) {
     this.#changed.add(turn);
-    const writing = turn.state === "writing";
-    if (this.#scheduled && writing) return;
+    if (turn.state !== "writing") {
+      clearTimeout(this.#timer);
+      return this.#update();
+    }
+    if (this.#scheduled) return;
     this.#scheduled = true;
-    // The end of an answer is not kept waiting.
-    clearTimeout(this.#timer);
     this.#timer = setTimeout(
       () => requestAnimationFrame(() => this.#update()),
-      writing ? this.#rest : 0,
+      this.#rest,
     );
   }
 

@@ -2,29 +2,13 @@
  * `deno task sanitize [arguments of deno test]`: builds the library with address and
  * undefined-behaviour sanitizers and runs tests on it; default: all that call it, but those below.
  */
-const ROOT = new URL("../", import.meta.url);
+import { ROOT, run } from "./run.ts";
 
 /** Tests that never call the library, or call the one of the build folder in their own process. */
 const WITHOUT_LIBRARY =
   /^(checkpoint|config|cuda|emulated|errors|examples|grammar_(?!generate)|reference|safetensors|support|text)/;
 /** Tests of speed, and of so much work that here they take an hour. */
 const TOO_SLOW = /^(cancel|eval)/;
-
-/** Runs a command with its output on ours; ends this process with its code when it fails. */
-async function run(
-  command: string,
-  args: string[],
-  env: Record<string, string> = {},
-) {
-  const { code } = await new Deno.Command(command, {
-    args,
-    cwd: ROOT,
-    env,
-    stdout: "inherit",
-    stderr: "inherit",
-  }).output();
-  if (code !== 0) Deno.exit(code);
-}
 
 /** Where the compiler keeps a library of its own. */
 async function libraryOfCompiler(name: string): Promise<string> {

@@ -1,5 +1,6 @@
 // Page pools: the latent cache of all sequences.
 #include <cstring>
+#include <utility>
 
 #include "runtime/error.h"
 #include "runtime/model.h"

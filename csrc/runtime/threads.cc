@@ -1,6 +1,7 @@
 #include "runtime/threads.h"
 
 #include <chrono>
+#include <system_error>
 
 #if defined(__x86_64__)
 #include <immintrin.h>

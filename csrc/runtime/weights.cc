@@ -1,5 +1,6 @@
 // Weights come from mapped files in place, are converted while they load, or are generated.
 #include <algorithm>
+#include <utility>
 
 #include "runtime/convert.h"
 #include "runtime/error.h"

@@ -7,7 +7,12 @@
  */
 import { parseArgs } from "node:util";
 import type { Model } from "../mod.ts";
-import { GGUF_NAMES, type GgufWeights, writeGguf } from "./peers/gguf.ts";
+import {
+  GGUF_NAMES,
+  type GgufLayout,
+  type GgufWeights,
+  writeGguf,
+} from "./peers/gguf.ts";
 import { measure, type Phase } from "./phase.ts";
 import {
   median,
@@ -25,15 +30,22 @@ const USAGE = `Usage: peers.ts [options]
   --weights TYPE   int8 (Q8_0), int4 (Q4_0) or bf16 (int8)
   --layers N       of V2-Lite (6). With 24 GB: int4 27, int8 12, bf16 6
   --prefill LIST   tokens (128,512); 0: none
-  --decode LIST    tokens held before (0); llama.cpp computes them first
+  --decode LIST    tokens held before (0); the caches' contents are made up
   --tokens N       that are decoded (32)
   --threads N      of both (all)
   --runs N         of which the median counts (5)
+  --kernels SET    of moela (the best)
+  --layout LAYOUT  of the file: split (kv_b_proj as two tensors, the default), or kv_b (as one), which
+                   processors with AMX need
   --folder DIR     where node-llama-cpp is installed (build/peers)
+  --runtime NAME   what runs it: node or deno (node)
+  --hold           load, then wait for a line on standard input before anything is measured
   --gguf DIR       where the file is written (/tmp)
   --name NAME      of the CSV file`;
 
 const WEIGHTS: readonly GgufWeights[] = ["int8", "int4", "bf16"];
+const LAYOUTS: readonly GgufLayout[] = ["split", "kv_b"];
+const KERNELS = ["reference", "avx2", "avx512", "amx"] as const;
 
 function parse(args: string[]) {
   const { values } = parseArgs({
@@ -46,6 +58,10 @@ function parse(args: string[]) {
       tokens: { type: "string", default: "32" },
       threads: { type: "string" },
       runs: { type: "string", default: "5" },
+      kernels: { type: "string" },
+      layout: { type: "string", default: "split" },
+      runtime: { type: "string", default: "node" },
+      hold: { type: "boolean", default: false },
       folder: { type: "string", default: "build/peers" },
       gguf: { type: "string", default: "/tmp" },
       name: { type: "string" },
@@ -55,6 +71,12 @@ function parse(args: string[]) {
   if (values.help) return undefined;
   const weights = WEIGHTS.find((type) => type === values.weights);
   if (!weights) throw new RangeError(`--weights is "${values.weights}"`);
+  const layout = LAYOUTS.find((layout) => layout === values.layout);
+  if (!layout) throw new RangeError(`--layout is "${values.layout}"`);
+  const kernels = KERNELS.find((set) => set === values.kernels);
+  if (kernels !== values.kernels) {
+    throw new RangeError(`--kernels is "${values.kernels}"`);
+  }
   const list = (name: "prefill" | "decode") =>
     values[name].split(",").map((text) =>
       text === "0" ? 0 : integer(name, text)
@@ -78,6 +100,12 @@ function parse(args: string[]) {
       values.threads ?? `${navigator.hardwareConcurrency}`,
     ),
     runs: integer("runs", values.runs),
+    kernels,
+    layout,
+    command: values.runtime === "deno"
+      ? [Deno.execPath(), "run", "-A", "--node-modules-dir=manual"]
+      : [values.runtime],
+    hold: values.hold,
     folder: values.folder,
     gguf: `${values.gguf}/peers-${layers}-${weights}.gguf`,
     name: values.name ?? `peers-v2-lite-${layers}-${weights}`,
@@ -107,10 +135,13 @@ class Peer {
   #writer: WritableStreamDefaultWriter<Uint8Array>;
   #lines: AsyncIterator<string>;
 
-  constructor(folder: string, path: string, threads: number, context: number) {
+  constructor(
+    { folder, gguf, threads, command: [program, ...args] }: Options,
+    context: number,
+  ) {
     const script = new URL("./peers/llama.mjs", import.meta.url).pathname;
-    this.#child = new Deno.Command("node", {
-      args: [script, folder, path, `${threads}`, `${context}`],
+    this.#child = new Deno.Command(program, {
+      args: [...args, script, folder, gguf, `${threads}`, `${context}`],
       stdin: "piped",
       stdout: "piped",
     }).spawn();
@@ -156,7 +187,7 @@ async function* lines(stream: ReadableStream<Uint8Array>) {
 type Options = NonNullable<ReturnType<typeof parse>>;
 
 async function compare(model: Model, peer: Peer, options: Options) {
-  const { phases, runs, weights } = options;
+  const { phases, runs, weights, layout } = options;
   const { device, weightsType } = model.inspect();
   const where = await provenance();
   const { name: cpu, kernels, threads } = device.info();
@@ -201,6 +232,7 @@ async function compare(model: Model, peer: Peer, options: Options) {
       layers: model.config.num_hidden_layers,
       weights: weightsType,
       peer_weights: GGUF_NAMES[weights],
+      peer_layout: layout,
       phase,
       tokens,
       context,
@@ -221,14 +253,16 @@ async function compare(model: Model, peer: Peer, options: Options) {
 async function main() {
   const options = parse(Deno.args);
   if (!options) return console.log(USAGE);
-  const { weights, layers, threads, phases, folder, gguf, name } = options;
-  await install(folder);
+  const { weights, layers, threads, kernels, layout, phases, gguf, name } =
+    options;
+  await install(options.folder);
   const { model } = await openModel({
     generated: true,
     shape: "v2-lite",
     layers,
     weights,
     threads,
+    kernels,
     prefill: [],
     decode: [],
     batch: [],
@@ -237,11 +271,14 @@ async function main() {
   await using _ = model;
   let peer: Peer | undefined;
   try {
-    await writeGguf(gguf, model.config, weights);
+    await writeGguf(gguf, model.config, weights, layout);
     const longest = Math.max(
       ...phases.map(({ tokens, context }) => context + tokens),
     );
-    peer = new Peer(folder, gguf, threads, longest + 64);
+    peer = new Peer(options, longest + 64);
+    const loaded = await peer.info();
+    console.log(`${layers} layers, ${weights}: ${loaded.library} has loaded`);
+    if (options.hold) await Deno.stdin.read(new Uint8Array(1));
     const rows = await compare(model, peer, options);
     printTable(rows, [
       "layers",

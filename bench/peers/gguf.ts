@@ -9,6 +9,9 @@ import type { ModelConfig } from "../../src/model/config.ts";
 /** Types of weights, by the name that moela's have. */
 export type GgufWeights = "int8" | "int4" | "bf16";
 
+/** W_UK and W_UV as two tensors, as today's converter writes them, or as one, as earlier ones did. */
+export type GgufLayout = "split" | "kv_b";
+
 /** Numbers of a type: `ggml_type`, `llama_ftype`, elements and bytes of a block. */
 interface BlockType {
   id: number;
@@ -46,7 +49,11 @@ const ALIGNMENT = 32;
 const aligned = (n: number) => Math.ceil(n / ALIGNMENT) * ALIGNMENT;
 
 /** The tensors of a config, in the order of the layers. */
-function tensorsOf(c: ModelConfig, type: BlockType): Tensor[] {
+function tensorsOf(
+  c: ModelConfig,
+  type: BlockType,
+  layout: GgufLayout,
+): Tensor[] {
   const tensors: Tensor[] = [];
   const add = (name: string, ...shape: number[]) =>
     tensors.push({ name: `${name}.weight`, shape, type, fill: "random" });
@@ -62,8 +69,12 @@ function tensorsOf(c: ModelConfig, type: BlockType): Tensor[] {
     add(layer("attn_q"), d, heads * (c.qk_nope_head_dim + c.qk_rope_head_dim));
     add(layer("attn_kv_a_mqa"), d, r + c.qk_rope_head_dim);
     exact(layer("attn_kv_a_norm"), "ones", r);
-    add(layer("attn_k_b"), c.qk_nope_head_dim, r, heads);
-    add(layer("attn_v_b"), r, c.v_head_dim, heads);
+    if (layout === "split") {
+      add(layer("attn_k_b"), c.qk_nope_head_dim, r, heads);
+      add(layer("attn_v_b"), r, c.v_head_dim, heads);
+    } else {
+      add(layer("attn_kv_b"), r, heads * (c.qk_nope_head_dim + c.v_head_dim));
+    }
     add(layer("attn_output"), heads * c.v_head_dim, d);
     exact(layer("ffn_norm"), "ones", d);
     const mlp = (suffix: string, width: number, ...experts: number[]) => {
@@ -137,7 +148,11 @@ function vocabulary(size: number) {
 const U8 = 7, U32 = 4, I32 = 5, F32_VALUE = 6, STRING = 8, ARRAY = 9;
 
 /** The metadata: how many entries, and their bytes. */
-function metadata(c: ModelConfig, weights: GgufWeights): [number, Bytes] {
+function metadata(
+  c: ModelConfig,
+  weights: GgufWeights,
+  layout: GgufLayout,
+): [number, Bytes] {
   const out = new Bytes();
   let count = 0;
   const key = (name: string, type: number) => {
@@ -162,19 +177,26 @@ function metadata(c: ModelConfig, weights: GgufWeights): [number, Bytes] {
   u32(`${p}.embedding_length`, c.hidden_size);
   u32(`${p}.feed_forward_length`, c.intermediate_size);
   u32(`${p}.attention.head_count`, c.num_attention_heads);
-  u32(`${p}.attention.head_count_kv`, 1);
+  const split = layout === "split";
+  const qkHead = c.qk_nope_head_dim + c.qk_rope_head_dim;
+  u32(`${p}.attention.head_count_kv`, split ? 1 : c.num_attention_heads);
   f32(`${p}.attention.layer_norm_rms_epsilon`, c.rms_norm_eps);
   f32(`${p}.rope.freq_base`, c.rope_theta);
   // Otherwise the number of layers decides whether queries go through a low rank.
   u32(`${p}.attention.q_lora_rank`, 0);
   u32(`${p}.attention.kv_lora_rank`, c.kv_lora_rank);
-  u32(`${p}.attention.key_length`, c.kv_lora_rank + c.qk_rope_head_dim);
-  u32(`${p}.attention.value_length`, c.kv_lora_rank);
   u32(
-    `${p}.attention.key_length_mla`,
-    c.qk_nope_head_dim + c.qk_rope_head_dim,
+    `${p}.attention.key_length`,
+    split ? c.kv_lora_rank + c.qk_rope_head_dim : qkHead,
   );
-  u32(`${p}.attention.value_length_mla`, c.v_head_dim);
+  u32(
+    `${p}.attention.value_length`,
+    split ? c.kv_lora_rank : c.v_head_dim,
+  );
+  if (split) {
+    u32(`${p}.attention.key_length_mla`, qkHead);
+    u32(`${p}.attention.value_length_mla`, c.v_head_dim);
+  }
   u32(`${p}.expert_count`, c.n_routed_experts);
   u32(`${p}.expert_used_count`, c.num_experts_per_tok);
   u32(`${p}.expert_feed_forward_length`, c.moe_intermediate_size);
@@ -253,9 +275,10 @@ export async function writeGguf(
   path: string,
   config: ModelConfig,
   weights: GgufWeights,
+  layout: GgufLayout = "split",
 ): Promise<number> {
-  const tensors = tensorsOf(config, TYPES[weights]);
-  const [entries, values] = metadata(config, weights);
+  const tensors = tensorsOf(config, TYPES[weights], layout);
+  const [entries, values] = metadata(config, weights, layout);
   const header = new Bytes().u32(0x46554747).u32(3).u64(tensors.length)
     .u64(entries);
   const infos = new Bytes();

@@ -46,7 +46,7 @@ export function bytesPerToken(config: ModelConfig, traffic: Traffic): number {
   const { weights, cache, rows, context } = traffic;
   const { num_experts_per_tok, n_routed_experts } = config;
   const chosen = 1 - (1 - num_experts_per_tok / n_routed_experts) ** rows;
-  // Norms, router and embedding stay as they are stored.
+  // Norms and embedding stay as they are stored; the router runs in f32.
   const exact = weights === "f32" ? "f32" : "bf16";
   let bytes = weightBytes(exact, 1, config.hidden_size);
   for (const { name, shape, scaled } of expectedTensors(config)) {
@@ -54,7 +54,8 @@ export function bytesPerToken(config: ModelConfig, traffic: Traffic): number {
     if (isEmbedding && !config.tie_word_embeddings) continue;
     if (name === "lm_head.weight" && config.tie_word_embeddings) continue;
     const wanted = projectionType(name, weights, "bf16");
-    const type = scaled.length > 0 && wanted !== "auto" ? wanted : exact;
+    const plain = name.includes(".mlp.gate.") ? "f32" : exact;
+    const type = scaled.length > 0 && wanted !== "auto" ? wanted : plain;
     const [out, cols] = shape.length === 1 ? [1, shape[0]] : shape;
     const share = name.includes(".experts.") ? chosen : 1;
     bytes += weightBytes(type, out, cols) * share / rows;

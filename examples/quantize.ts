@@ -1,6 +1,7 @@
 /**
- * Writes a checkpoint in another weight type. It then loads by mapping alone, without the time and
- * the memory that converting takes, and gives the same bits as converting at each load.
+ * Writes a checkpoint in another weight type. It then loads by mapping, without the time and the
+ * memory that converting takes (the router alone is widened to f32, a thousandth of the weights), and
+ * gives the same bits as converting at each load.
  *
  * Run: deno run --allow-read --allow-write --allow-ffi=build examples/quantize.ts \
  *   --weights int4 models/nano /tmp/nano-int4

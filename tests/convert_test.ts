@@ -217,7 +217,8 @@ Deno.test("int8 and int4 of V2-Lite take at most 8.5 and 4.5 bits a weight that 
       if (name === "model.embed_tokens.weight" || expert >= k) continue;
       const [rows, cols] = shape.length === 1 ? [1, shape[0]] : shape;
       const wanted = projectionType(name, weights, "bf16");
-      const dtype = scaled.length > 0 ? running("bf16", wanted) : "bf16";
+      const plain = name.includes(".mlp.gate.") ? "f32" : "bf16";
+      const dtype = scaled.length > 0 ? running("bf16", wanted) : plain;
       const { data, scales } = matrixBytes(dtype, rows, cols);
       bits += 8 * (data + scales);
       read += rows * cols;

@@ -32,9 +32,14 @@ for (const weights of ["fp8", "int8", "int4"] as const) {
       assertSameBits(await logits(to), await logits(NANO, weights), weights);
       await using model = await loadModel(to, { device: "cpu" });
       const memory = model.inspect().native.memory();
-      // The rotary frequencies alone, f64, are computed.
-      const { qk_rope_head_dim } = model.config;
-      assertEquals(Number(memory.weightsPrivate), 8 * qk_rope_head_dim / 2);
+      // The rotary frequencies, f64, are computed, and the routers widened to f32.
+      const { qk_rope_head_dim, hidden_size, n_routed_experts } = model.config;
+      const routers = model.config.num_hidden_layers -
+        model.config.first_k_dense_replace;
+      assertEquals(
+        Number(memory.weightsPrivate),
+        8 * qk_rope_head_dim / 2 + 4 * routers * n_routed_experts * hidden_size,
+      );
       assert(memory.weightsMapped > 0);
       // Text works: the tokenizer has come along.
       const text = await model.generate([{

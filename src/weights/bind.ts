@@ -179,9 +179,11 @@ export async function bindWeights(
   ): Promise<WeightRef> {
     const found = source.find(names, rows, cols);
     const dtype = running(found.stored, wanted);
-    // A generated weight is made in the type that it runs in; one with scales from another.
+    // A generated weight is made in the type that is asked of all, where that has no scales; another
+    // one from what a file would have.
     const generated = typeof found.parts[0] === "bigint";
-    const stored = generated && (dtype === "f32" || dtype === "bf16")
+    const stored = generated && dtype === options.weights &&
+        (dtype === "f32" || dtype === "bf16")
       ? dtype
       : found.stored;
     const weight = { ...found, stored, dtype };
@@ -196,7 +198,7 @@ export async function bindWeights(
     const wanted = projectionType(names[0], options.weights, stored);
     return bind(names, rows, cols, wanted);
   };
-  // Norms, the router and the embedding stay as they are stored, whatever the type of the rest.
+  // Norms and the embedding stay as they are stored, whatever the type of the rest.
   const exact = (name: string, rows: number, cols: number) =>
     bind(
       [`${name}.weight`],
@@ -232,8 +234,10 @@ export async function bindWeights(
     const width = config.moe_intermediate_size;
     const bias = `${prefix}.gate.e_score_correction_bias`;
     const shared = config.n_shared_experts * width;
+    const router = [`${prefix}.gate.weight`];
     return {
-      router: await exact(`${prefix}.gate`, config.n_routed_experts, d),
+      // A bf16 weight would round the router's input on some devices, and so choose other experts.
+      router: await bind(router, config.n_routed_experts, d, "f32"),
       bias: source.has(bias)
         ? await bind([bias], 1, config.n_routed_experts, "f32")
         : undefined,

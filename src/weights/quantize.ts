@@ -1,6 +1,6 @@
 /**
  * Writes a checkpoint in another weight type: the bytes that loading would make, so that the result
- * loads by mapping alone.
+ * loads by mapping. The router stays as it is stored and is widened at each load.
  *
  * @module
  */

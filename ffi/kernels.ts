@@ -104,8 +104,9 @@ export class Kernels implements Disposable {
   ): Promise<
     { outputs: Float32Array<ArrayBuffer>[]; ids: Int32Array<ArrayBuffer>[] }
   > {
-    const recorder = new ProgramRecorder(true);
+    const recorder = new ProgramRecorder(options.keep !== "outputs");
     const { inputs = [], outputs = [], ids = [] } = record(recorder);
+    for (const { id } of [...outputs, ...ids]) recorder.values[id].keep = 1;
     const rows = options.rows;
     const maxLogits = options.maxLogits ?? rows;
     const key = JSON.stringify(

@@ -41,6 +41,11 @@ export interface RunOptions {
   step?: Partial<NativeStep>;
   /** At most so many logits rows at once; default: all rows. */
   maxLogits?: number;
+  /**
+   * Which values keep their place until the end; default: all. With "outputs" a device may store
+   * others as it likes, and do operations at once.
+   */
+  keep?: "all" | "outputs";
 }
 
 /** A step without a cache: one sequence of some rows. */

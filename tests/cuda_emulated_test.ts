@@ -46,6 +46,7 @@ const RUNS: [string[], string, number][] = [
     60,
   ],
   [["ops_mla_test"], "/(attends|multiplies).*(generic|sm90)/", 10],
+  [["ops_mixed_test"], "/bits.*(generic|sm90)/", 4],
   [["emulated_cuda/small_model"], "/generic|sm90/", 7],
 ];
 

@@ -173,7 +173,8 @@ void run(const Case& c, const Shape& s, Tensor in, const Weight& weight, const W
   } else if (c.plan) {
     expert_down_wgmma(c.at, s.n, s.k, s.top_k, s.experts, in, c.plan, weight, out);
   } else {
-    linear_wgmma(c.at, s.n, s.k, in, weight, residual, out);
+    const WgmmaLinear part{&weight, residual, out, {}};
+    linear_wgmma(c.at, s.k, in, &part, 1);
   }
 }
 

@@ -91,7 +91,7 @@ void check_rows_ops() {
                                : nullptr;
           moela::combine(h.context, rows, d, k, in.data(), w.data(),
                          which & 1 ? shared.data() : nullptr, r, want.data());
-          cuda::combine(h.launch(), rows, d, k, d_in.data, d_w.data,
+          cuda::combine(h.launch(), rows, d, k, {d_in.data, MOELA_F32}, d_w.data,
                         which & 1 ? d_shared.data : nullptr,
                         which & 2 ? (which == 3 ? out.data : d_residual.data) : nullptr, out.data);
           const std::vector<float> got = out.read();

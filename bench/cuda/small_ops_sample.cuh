@@ -288,7 +288,7 @@ void time_ops() {
     time("moe_plan",
          [&](const Launch& at) { cuda::moe_plan(at, 0, E, K, chosen.data, plan.data); });
     time("combine", [&](const Launch& at) {
-      cuda::combine(at, 0, D, K, x.data, w.data, nullptr, nullptr, y.data);
+      cuda::combine(at, 0, D, K, {x.data, MOELA_F32}, w.data, nullptr, nullptr, y.data);
     });
     time("gather", [&](const Launch& at) { cuda::gather(at, D, x.data, y.data); });
     if (n > 256) continue;

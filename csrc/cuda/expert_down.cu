@@ -17,7 +17,7 @@ void expert_down(const Launch& at, int32_t rows, int64_t d, int64_t intermediate
   p.plan = plan;
   p.in = in;
   p.weight = down;
-  p.out = out;
+  p.out = absorbed_rows(out);
   const bool projected = rows == MOELA_ROWS_ALL || rows == MOELA_ROWS_PROJECTED;
   p.absorbed_only = projected && at.absorbed < at.bucket && at.hopper && wgmma_takes(at, down);
   if (!p.absorbed_only) return stream_product(at, p);

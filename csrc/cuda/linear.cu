@@ -16,18 +16,20 @@ void linear(const Launch& at, int32_t rows, int64_t n, int64_t k, Tensor in, con
   p.in = in;
   p.weight = weight;
   p.residual = residual;
-  p.out = out;
+  p.out = absorbed_rows(out);
   const bool projected = rows == MOELA_ROWS_ALL || rows == MOELA_ROWS_PROJECTED;
   p.absorbed_only = projected && at.absorbed < at.bucket && at.hopper && wgmma_takes(at, weight);
   if (!p.absorbed_only) {
     const DecodeLinear one{weight, residual, static_cast<float*>(out.data)};
-    if (rows != MOELA_ROWS_PROJECTED && out.dtype == MOELA_F32 && decode_linear_fits(at, &one, 1)) {
+    if (rows != MOELA_ROWS_PROJECTED && p.out.dtype == MOELA_F32 &&
+        decode_linear_fits(at, &one, 1)) {
       return decode_linear(at, rows, {in, nullptr, 0}, &one, 1);
     }
     return stream_product(at, p);
   }
   if (at.absorbed > 0 && rows == MOELA_ROWS_ALL) stream_product(at, p);
-  linear_wgmma(at, n, k, in, weight, residual, out);
+  const WgmmaLinear part{&weight, residual, out, {}};
+  linear_wgmma(at, k, in, &part, 1);
 }
 
 }  // namespace moela::cuda

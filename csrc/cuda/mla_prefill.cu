@@ -9,13 +9,17 @@
 
 namespace moela::cuda {
 
+bool mla_prefill_fast(bool hopper, const Weight& kv_b, int64_t dn, int64_t dr, int64_t dv,
+                      int64_t r) {
+  return hopper && kv_b.dtype != MOELA_F32 && dn == 128 && dr == 64 && dv == 128 && r % 64 == 0;
+}
+
 void mla_prefill(const Launch& at, int32_t layer, int64_t heads, int64_t dn, int64_t dr, int64_t dv,
                  int64_t r, float scale, Tensor q, const Weight& kv_b, Tensor out) {
   const int64_t rows = at.bucket;
   if (rows <= 0 || at.context <= 0) return;
   const MlaPrefillShape shape = {heads, dn, dr, dv, r};
-  const bool fast =
-      at.hopper && kv_b.dtype != MOELA_F32 && dn == 128 && dr == 64 && dv == 128 && r % 64 == 0;
+  const bool fast = mla_prefill_fast(at.hopper, kv_b, dn, dr, dv, r);
   const int64_t keys = std::max(at.context, at.projected_keys);
   const auto plan = mla_prefill_plan(shape, rows, keys, fast, at.scratch_bytes);
   if (plan.window < 1) {

@@ -30,6 +30,7 @@ struct Args {
   MlaPrefillPass pass;
   const int32_t* n_absorbed;
   const void* q;
+  int64_t q_row;  // elements from one row of q to the next
   void* out;
 };
 
@@ -62,11 +63,12 @@ __device__ __forceinline__ bool next_work(const MlaPrefillPass& pass, int n, int
   }
 }
 
-// Row `row` of the tile in a matrix [rows of the step, H, width].
+// Row `row` of the tile in `out` [rows of the step, H, MLA_VALUE_WIDTH].
 template <class T>
-__device__ __forceinline__ T* row_of(T* data, const MlaPrefillPass& pass, const Work& work, int row,
-                                     int width) {
-  return data + (int64_t{work.tile.row + row} * pass.shape.heads + pass.head + work.head) * width;
+__device__ __forceinline__ T* row_of(T* out, const MlaPrefillPass& pass, const Work& work,
+                                     int row) {
+  return out + (int64_t{work.tile.row + row} * pass.shape.heads + pass.head + work.head) *
+                   MLA_VALUE_WIDTH;
 }
 
 __device__ __forceinline__ void copy_blocks(const MlaPrefillPass& pass, int n, uint32_t base) {
@@ -131,8 +133,9 @@ __device__ __forceinline__ void attend_rows(const Args& a, int n, uint32_t base)
 
   // The warpgroup's half of a tile's queries, in two parts.
   const auto load = [&](Queries<Q>& x, const Work& of, int part) {
-    x.load(row_of(static_cast<const Q*>(a.q), pass, of, half * 64, MLA_QUERY_WIDTH),
-           pass.shape.heads * MLA_QUERY_WIDTH, of.tile.rows - half * 64, part, thread);
+    const Q* rows = static_cast<const Q*>(a.q) + (of.tile.row + half * 64) * a.q_row +
+                    (pass.head + of.head) * MLA_QUERY_WIDTH;
+    x.load(rows, a.q_row, of.tile.rows - half * 64, part, thread);
   };
   Work work, next;
   int share = 0;
@@ -204,8 +207,7 @@ __device__ __forceinline__ void attend_rows(const Args& a, int n, uint32_t base)
     for (int h = 0; h < 2; h++) {
       if (row + h * 8 >= work.tile.rows) continue;
       if (work.last) {
-        write_row(row_of(static_cast<Out*>(a.out), pass, work, row + h * 8, MLA_VALUE_WIDTH), o,
-                  softmax, h, lane);
+        write_row(row_of(static_cast<Out*>(a.out), pass, work, row + h * 8), o, softmax, h, lane);
       } else {
         save_row(state(h), o, softmax, h, lane);
       }
@@ -265,7 +267,8 @@ void start(const Launch& at, const Args& args) {
 }  // namespace
 
 void mla_prefill_attend_sm90(const Launch& at, const MlaPrefillPass& pass, Tensor q, Tensor out) {
-  const Args args = {pass, &at.step.counts->n_absorbed, q.data, out.data};
+  const int64_t q_row = pass.shape.heads * MLA_QUERY_WIDTH * (q.dtype == PROJECTED_BF16 ? 2 : 1);
+  const Args args = {pass, &at.step.counts->n_absorbed, q.data, q_row, out.data};
   const bool f32_out = out.dtype == MOELA_F32;
   if (q.dtype == MOELA_F32) {
     f32_out ? start<float, float>(at, args) : start<float, __nv_bfloat16>(at, args);

@@ -21,6 +21,13 @@ struct Tensor {
   void* data;
   int32_t dtype;
 };
+// A dtype of what wgmma gives where the projected rows may be rounded: rows of F32 on the absorbed
+// path; on the projected path BF16 in the first half of such a row's place.
+constexpr int32_t PROJECTED_BF16 = 1000;
+// The same as the absorbed rows know it.
+inline Tensor absorbed_rows(Tensor value) {
+  return {value.data, value.dtype == PROJECTED_BF16 ? int32_t{MOELA_F32} : value.dtype};
+}
 
 // `count` matrices [rows, cols] of a type of moela_weight_desc: part p begins at
 // data + p * part_bytes, its scales at scales + p * scale_part_bytes. All are 256-byte aligned, and
@@ -120,6 +127,9 @@ void mla_decode(const Launch&, int32_t layer, int64_t heads, int64_t r, int64_t 
                 Tensor out);
 void mla_expand(const Launch&, int64_t heads, int64_t dn, int64_t dr, int64_t dv, int64_t r,
                 Tensor o_latent, const Weight& kv_b, Tensor out);
+// Whether mla_prefill() takes its path for Hopper, on which q may be PROJECTED_BF16.
+bool mla_prefill_fast(bool hopper, const Weight& kv_b, int64_t dn, int64_t dr, int64_t dv,
+                      int64_t r);
 void mla_prefill(const Launch&, int32_t layer, int64_t heads, int64_t dn, int64_t dr, int64_t dv,
                  int64_t r, float scale, Tensor q, const Weight& kv_b, Tensor out);
 
@@ -145,8 +155,8 @@ void router(const Launch&, int32_t rows, const RouterShape& shape, const float* 
             const Weight* bias, int32_t* experts, float* weights);
 void moe_plan(const Launch&, int32_t rows, int64_t experts, int64_t top_k, const int32_t* chosen,
               int32_t* plan);
-void combine(const Launch&, int32_t rows, int64_t d, int64_t top_k, const float* in,
-             const float* weights, const float* shared, const float* residual, float* out);
+void combine(const Launch&, int32_t rows, int64_t d, int64_t top_k, Tensor in, const float* weights,
+             const float* shared, const float* residual, float* out);
 void gather(const Launch&, int64_t d, const float* in, float* out);
 
 // What a step wants of its logits rows; device memory, NULL where not wanted.

@@ -73,7 +73,8 @@ void execute(CudaBackend& backend, const Program& program, const Prepared& prepa
       return cache_write(at, op.rows, n[0], n[1], n[2], o.in_f32(0), o.in_f32(1), o.weight(0),
                          op.f[0]);
     case MOELA_OP_MLA_ABSORB:
-      return mla_absorb(at, n[0], n[1], n[2], n[3], n[4], op.f[0], o.in(0), o.weight(0), o.out(0));
+      return mla_absorb(at, n[0], n[1], n[2], n[3], n[4], op.f[0], absorbed_rows(o.in(0)),
+                        o.weight(0), o.out(0));
     case MOELA_OP_MLA_DECODE:
       return mla_decode(at, n[0], n[1], n[2], n[3], o.in(0), o.out(0));
     case MOELA_OP_MLA_EXPAND:
@@ -94,7 +95,7 @@ void execute(CudaBackend& backend, const Program& program, const Prepared& prepa
       return expert_down(at, op.rows, n[0], n[1], n[2], n[3], o.in(0), o.in_ids(1), o.weight(0),
                          o.out(0));
     case MOELA_OP_COMBINE:
-      return combine(at, op.rows, n[0], n[1], o.in_f32(0), o.in_f32(1), o.in_f32(2), o.in_f32(3),
+      return combine(at, op.rows, n[0], n[1], o.in(0), o.in_f32(1), o.in_f32(2), o.in_f32(3),
                      o.out_f32(0));
     case MOELA_OP_GATHER:
       return gather(at, n[0], o.in_f32(0), o.out_f32(0));

@@ -3,11 +3,13 @@
 #include <algorithm>
 
 #include "cuda/fuse.h"
+#include "cuda/fuse_mixed.h"
 #include "cuda/launch.h"
 #include "cuda/mla_decode_plan.h"
 #include "cuda/mla_prefill_plan.h"
 #include "cuda/runtime_run.h"
 #include "cuda/scratch.h"
+#include "cuda/wgmma.h"
 #include "runtime/error.h"
 
 namespace moela::cuda {
@@ -120,31 +122,68 @@ const Inputs& CudaBackend::inputs_for(int64_t rows) {
 
 namespace {
 
-bool rounds_inputs(const moela::Weight& weight) {
+bool rounds_inputs(const Weight& weight) {
   return weight.dtype == MOELA_BF16 || weight.dtype == MOELA_FP8;
 }
 
-// F32 everywhere but where the only readers are products that round to bf16 anyway.
-std::vector<int32_t> value_dtypes(const Program& program,
-                                  const std::vector<StoredWeight>& weights) {
+// Whether an operation takes its first input as PROJECTED_BF16. Of a rotary only its own product's
+// output may be that, and of an experts' product only what a sum reads.
+bool reads_projected_bf16(const Program& program, int32_t index, const std::vector<Weight>& weights,
+                          bool hopper) {
+  const moela_op& op = program.ops[index];
+  const int32_t by = program.ops[program.values[op.in[0]].producer].kind;
+  if (op.kind == MOELA_OP_COMBINE) return by == MOELA_OP_EXPERT_DOWN;
+  if (by != MOELA_OP_LINEAR) return false;
+  int32_t product;
+  if (op.kind == MOELA_OP_ROTARY) return rotates_product(program, weights, hopper, index, product);
+  if (op.kind == MOELA_OP_MLA_ABSORB) return true;
+  return op.kind == MOELA_OP_MLA_PREFILL &&
+         mla_prefill_fast(hopper, weights[op.weight[0]], op.n[2], op.n[3], op.n[4], op.n[5]);
+}
+
+// F32 everywhere but where the only readers are products that round to bf16 anyway. On Hopper the
+// projected rows of two more values, which are large: queries, which attention there rounds, and
+// experts' outputs.
+std::vector<int32_t> value_dtypes(const Program& program, const std::vector<Weight>& weights,
+                                  bool hopper) {
   std::vector<int32_t> dtypes;
+  Launch at{};
+  at.hopper = hopper;
   for (const PlannedValue& value : program.values) {
     const bool made = value.producer >= 0 && !value.value.keep;
-    bool ok = false;
-    if (made && value.value.dtype == MOELA_F32) {
-      const int32_t kind = program.ops[value.producer].kind;
-      ok = kind == MOELA_OP_RMS_NORM || kind == MOELA_OP_GATE_UP || kind == MOELA_OP_MLA_EXPAND ||
-           kind == MOELA_OP_MLA_PREFILL;
+    int32_t dtype = value.value.dtype;
+    if (made && dtype == MOELA_F32) {
+      const moela_op& op = program.ops[value.producer];
+      const int32_t kind = op.kind;
+      if (kind == MOELA_OP_RMS_NORM || kind == MOELA_OP_GATE_UP || kind == MOELA_OP_MLA_EXPAND ||
+          kind == MOELA_OP_MLA_PREFILL) {
+        dtype = MOELA_BF16;
+      } else if (kind == MOELA_OP_EXPERT_DOWN && program.has_projected &&
+                 wgmma_takes(at, weights[op.weight[0]])) {
+        dtype = PROJECTED_BF16;
+      }
     }
-    dtypes.push_back(ok ? MOELA_BF16 : value.value.dtype);
+    dtypes.push_back(dtype);
   }
-  for (const moela_op& op : program.ops) {
+  for (int32_t i = 0; i < static_cast<int32_t>(program.ops.size()); i++) {
+    int32_t product;
+    if (!program.has_projected || !rotates_product(program, weights, hopper, i, product)) continue;
+    const int32_t id = program.ops[i].out[0];
+    if (!program.values[id].value.keep) dtypes[id] = PROJECTED_BF16;
+  }
+  for (int32_t index = 0; index < static_cast<int32_t>(program.ops.size()); index++) {
+    const moela_op& op = program.ops[index];
     for (int i = 0; i < 4; i++) {
       const int32_t id = op.in[i];
-      if (id < 0 || dtypes[id] != MOELA_BF16) continue;
+      if (id < 0) continue;
+      if (dtypes[id] == PROJECTED_BF16 &&
+          !(i == 0 && reads_projected_bf16(program, index, weights, hopper))) {
+        dtypes[id] = MOELA_F32;
+      }
+      if (dtypes[id] != MOELA_BF16) continue;
       const bool product = i == 0 && (op.kind == MOELA_OP_LINEAR || op.kind == MOELA_OP_GATE_UP ||
                                       op.kind == MOELA_OP_EXPERT_DOWN);
-      if (!product || !rounds_inputs(weights[op.weight[0]].view)) dtypes[id] = MOELA_F32;
+      if (!product || !rounds_inputs(weights[op.weight[0]])) dtypes[id] = MOELA_F32;
     }
   }
   return dtypes;
@@ -178,7 +217,7 @@ Prepared& CudaBackend::prepare(int32_t id) {
   Prepared& mine = prepared[id];
   const Program& program = model.programs[id];
   if (mine.dtypes.empty() && !program.values.empty()) {
-    mine.dtypes = value_dtypes(program, model.weights);
+    mine.dtypes = value_dtypes(program, weights, device.hopper);
     const bool keeps = std::any_of(program.values.begin(), program.values.end(),
                                    [](const PlannedValue& value) { return value.value.keep != 0; });
     mine.recordable = !program.has_projected && program.kv_lora_rank > 0 && !keeps &&

@@ -7,14 +7,16 @@
 #include <thread>
 
 #include "cuda/fuse.h"
+#include "cuda/fuse_mixed.h"
 #include "cuda/launch.h"
 #include "runtime/error.h"
 
 namespace moela::cuda {
 namespace {
 
-// Operations launched before the host waits for older ones: how soon a cancelled step ends.
-constexpr int32_t WINDOW = 8;
+// Operations launched before the host waits for older ones: how soon a cancelled step ends. Two
+// windows, some three layers, are under way at a time; a mark between them costs an overlap.
+constexpr int32_t WINDOW = 24;
 // Steps launched before the oldest has ended.
 constexpr int32_t AHEAD = 3;
 
@@ -145,7 +147,7 @@ Place Run::place() const {
   at.projected_keys = projected_keys_;
   at.sms = backend_.device.sms;
   at.hopper = backend_.device.hopper;
-  at.overlap = recording_ && backend_.device.can_overlap;
+  at.overlap = backend_.device.can_overlap;
   place.rows = bucket_;
   return place;
 }
@@ -178,17 +180,22 @@ Place Run::tail_place(int32_t block) const {
 }
 
 void Run::operations(int32_t begin, int32_t end, const Place& place) {
-  for (int32_t i = begin; i < end; i++) {
-    if (!recording_ && (i - begin) % WINDOW == 0) {
+  int32_t window = 0;
+  for (int32_t i = begin; i < end;) {
+    if (!recording_ && i - begin >= window * WINDOW) {
       throw_if_cancelled();
-      const int32_t window = (i - begin) / WINDOW;
       cudaEvent_t event = backend_.windows[window % 4];
       if (window >= 2) {
         check(cudaEventSynchronize(backend_.windows[(window - 2) % 4]), "running a step");
       }
       check(cudaEventRecord(event, backend_.stream), "running a step");
+      window++;
     }
-    execute(backend_, program_, prepared_, i, place);
+    if (program_.has_projected) {
+      i += execute_mixed(backend_, program_, prepared_, i, place);
+    } else {
+      execute(backend_, program_, prepared_, i++, place);
+    }
   }
 }
 

@@ -19,10 +19,23 @@ bool wgmma_takes(const Launch&, const Weight& weight);
 // The same for the pair of gate and up weights.
 bool wgmma_takes(const Launch&, const Weight& gate, const Weight& up);
 
+// ROTARY of what a product gives, on its way to memory; table NULL: none.
+struct Rotation {
+  const float* table;  // [R, dr]
+  int32_t head_dim, offset, dr;
+};
+
+struct WgmmaLinear {
+  const Weight* weight;
+  const float* residual;  // or NULL
+  Tensor out;             // F32, BF16, PROJECTED_BF16
+  Rotation rotation;      // offsets and sizes multiples of 8
+};
+
 // As linear(), gate_up() and expert_down() of ops.h, for the projected rows. Inputs are BF16 or
-// F32; BF16 is much faster, and both give the same bits.
-void linear_wgmma(const Launch&, int64_t n, int64_t k, Tensor in, const Weight& weight,
-                  const float* residual, Tensor out);
+// F32; BF16 is much faster, and both give the same bits. Experts' outputs may be PROJECTED_BF16.
+// One or two matrices of the same rows, the sum of an element being the same either way.
+void linear_wgmma(const Launch&, int64_t k, Tensor in, const WgmmaLinear* parts, int32_t count);
 void gate_up_wgmma(const Launch&, int64_t intermediate, int64_t d, int64_t top_k, int64_t experts,
                    Tensor in, const int32_t* plan, const Weight& gate, const Weight& up,
                    Tensor out);

@@ -2,6 +2,7 @@
 // accumulators, which multiply and then write.
 #pragma once
 
+#include "cuda/rows.cuh"
 #include "cuda/wgmma_mma.cuh"
 #include "cuda/wgmma_tables.cuh"
 
@@ -17,7 +18,7 @@ template <int MB, bool GATED>
 struct WgmmaPieces {
   static constexpr int FEATURES = GATED ? MB * 32 : MB * 64;  // of a consumer
   static constexpr int ROWS = WGMMA_STORE_ROWS<MB>;
-  const WgmmaProblem& p;
+  const WgmmaOut& out;
   const int32_t* rows;
   int32_t count;  // of the tile's rows
   int32_t first;  // feature
@@ -27,10 +28,26 @@ struct WgmmaPieces {
     const int piece = i * 128 + threadIdx.x % 128;
     *row = piece / (FEATURES / width);
     *feature = piece % (FEATURES / width) * width;
-    if (begin + *row >= count || first + *feature >= p.n) return -1;
-    return static_cast<int64_t>(rows[begin + *row]) * p.n + first + *feature;
+    if (begin + *row >= count || first + *feature >= out.n) return -1;
+    return static_cast<int64_t>(rows[begin + *row]) * out.pitch + first + *feature;
   }
 };
+
+// Rotates the elements of features `feature`, + 1, … of a row that lie in the rotary part of a
+// head.
+template <int COUNT>
+__device__ __forceinline__ void wgmma_rotate(const Rotation& r, int64_t row, int feature,
+                                             float (&v)[COUNT]) {
+  const int at = feature % r.head_dim - r.offset;
+  if (at < 0 || at >= r.dr) return;
+  const float* table = r.table + row * r.dr + at / 2;
+#pragma unroll
+  for (int i = 0; i < COUNT / 2; i++) {
+    const float2 pair = rotate_pair(v[2 * i], v[2 * i + 1], table[i], table[r.dr / 2 + i]);
+    v[2 * i] = pair.x;
+    v[2 * i + 1] = pair.y;
+  }
+}
 
 // Writes a consumer's part of a tile, through `room` in shared memory: what a thread holds is
 // scattered. The residuals of some rows are read while those before are written; `out` may be the
@@ -44,18 +61,23 @@ __device__ __forceinline__ void wgmma_store(const WgmmaProblem& p, const Tile& t
   constexpr int ROWS = Pieces::ROWS;
   constexpr int STRIDE = FEATURES + 4;  // so that a warp's stores meet no bank twice
   constexpr int COUNT = ROWS * FEATURES / 4 / 128;
-  const Pieces pieces{p, rows, tile.rows, (tile.strip * 2 + group) * FEATURES};
+  const bool second = !GATED && tile.strip >= p.first_strips;
+  const WgmmaOut& out = p.out[second ? 1 : 0];
+  const int strip = tile.strip - (second ? p.first_strips : 0);
+  const Pieces pieces{out, rows, tile.rows, (strip * 2 + group) * FEATURES};
   const int warp = threadIdx.x % 128 / 32;
   const int r = threadIdx.x % 32 / 4;
   const int q = threadIdx.x % 4;
-  const bool adds = !GATED && p.residual != nullptr && !p.out_bf16;
+  constexpr bool CAN_ADD = !GATED && (MB == 1 || N <= WGMMA_WIDEST_ADDING);
+  const bool adds = CAN_ADD && out.residual != nullptr && !out.bf16;
+  const bool rotates = CAN_ADD && out.rotation.table != nullptr;
   float4 next[COUNT];
   const auto read_residuals = [&](int begin) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       int row, feature;
       const int64_t at = pieces.at(begin, i, 4, &row, &feature);
-      if (at >= 0) next[i] = *reinterpret_cast<const float4*>(p.residual + at);
+      if (at >= 0) next[i] = *reinterpret_cast<const float4*>(out.residual + at);
     }
   };
 #pragma unroll
@@ -88,7 +110,7 @@ __device__ __forceinline__ void wgmma_store(const WgmmaProblem& p, const Tile& t
       }
     }
     group_sync(group);
-    if (p.out_bf16) {
+    if (out.bf16) {
 #pragma unroll
       for (int i = 0; i < COUNT / 2 + COUNT % 2; i++) {
         int row, feature;
@@ -97,11 +119,12 @@ __device__ __forceinline__ void wgmma_store(const WgmmaProblem& p, const Tile& t
         const float4 a = *reinterpret_cast<const float4*>(room + row * STRIDE + feature);
         const float4 b = *reinterpret_cast<const float4*>(room + row * STRIDE + feature + 4);
         float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        if (!GATED && p.residual != nullptr) {
+        if (rotates) wgmma_rotate(out.rotation, rows[begin + row], pieces.first + feature, v);
+        if (CAN_ADD && out.residual != nullptr) {
 #pragma unroll
-          for (int e = 0; e < 8; e++) v[e] += p.residual[at + e];
+          for (int e = 0; e < 8; e++) v[e] += out.residual[at + e];
         }
-        *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(p.out) + at) = {
+        *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(out.data) + at) = {
             pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
             pack_bf16(v[6], v[7])};
       }
@@ -116,8 +139,13 @@ __device__ __forceinline__ void wgmma_store(const WgmmaProblem& p, const Tile& t
         const int64_t at = pieces.at(begin, i, 4, &row, &feature);
         if (at < 0) continue;
         float4 v = *reinterpret_cast<const float4*>(room + row * STRIDE + feature);
+        if (rotates) {
+          float x[4] = {v.x, v.y, v.z, v.w};
+          wgmma_rotate(out.rotation, rows[begin + row], pieces.first + feature, x);
+          v = {x[0], x[1], x[2], x[3]};
+        }
         if (adds) v = {v.x + add[i].x, v.y + add[i].y, v.z + add[i].z, v.w + add[i].w};
-        *reinterpret_cast<float4*>(static_cast<float*>(p.out) + at) = v;
+        *reinterpret_cast<float4*>(static_cast<float*>(out.data) + at) = v;
       }
     }
     group_sync(group);

@@ -21,16 +21,14 @@ void gate_up_wgmma(const Launch& at, int64_t intermediate, int64_t d, int64_t to
   problem.experts = plan == nullptr ? 1 : static_cast<int32_t>(experts);
   problem.top_k = plan == nullptr ? 1 : static_cast<int32_t>(top_k);
   problem.in_divisor = problem.top_k;
-  problem.n = static_cast<int32_t>(intermediate);
   problem.k = static_cast<int32_t>(d);
   problem.up_first = up.data < gate.data;
-  problem.out_bf16 = out.dtype == MOELA_BF16;
   problem.in = in.data;
-  problem.out = out.data;
+  problem.out[0] = wgmma_out(out, intermediate);
   const Weight& low = problem.up_first ? up : gate;
   const Weight& high = problem.up_first ? gate : up;
-  launch_wgmma<true>(at, problem, in.dtype, intermediate * 2,
-                     [&](uint32_t features) { return pair_map(low, high, features); });
+  launch_wgmma<true>(at, problem, in.dtype,
+                     [&](uint32_t features, int) { return pair_map(low, high, features); });
 }
 
 }  // namespace moela::cuda

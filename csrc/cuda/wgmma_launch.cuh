@@ -12,6 +12,15 @@ inline bool wgmma_takes_matrix(const Weight& weight) {
          weight.part_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
 }
 
+inline WgmmaOut wgmma_out(Tensor out, int64_t n) {
+  WgmmaOut to{};
+  to.data = out.data;
+  to.n = static_cast<int32_t>(n);
+  to.pitch = to.n * (out.dtype == PROJECTED_BF16 ? 2 : 1);
+  to.bf16 = out.dtype != MOELA_F32;
+  return to;
+}
+
 // Bytes between parts; any multiple of 16 where there is only one.
 inline uint64_t part_stride(const Weight& weight) {
   return weight.count > 1 ? weight.part_bytes : 16;
@@ -48,8 +57,8 @@ inline bool wgmma_wide(int64_t features, int64_t rows, int64_t experts) {
 }
 
 template <int MB, bool GATED, bool F32, int CLUSTER>
-void launch_wgmma(const Launch& at, const CUtensorMap& map, WgmmaProblem problem, int64_t features,
-                  int32_t widest) {
+void launch_wgmma(const Launch& at, const CUtensorMap& map, const CUtensorMap& second,
+                  WgmmaProblem problem, int32_t widest) {
   // Once for each device.
   static std::atomic<uint64_t> ready{0};
   int device;
@@ -62,25 +71,32 @@ void launch_wgmma(const Launch& at, const CUtensorMap& map, WgmmaProblem problem
     ready |= bit;
   }
   problem.widest = widest;
-  problem.strips = static_cast<int32_t>((features + MB * 128 - 1) / (MB * 128));
+  const auto strips = [](int32_t n) { return ((GATED ? 2 * n : n) + MB * 128 - 1) / (MB * 128); };
+  problem.first_strips = strips(problem.out[0].n);
+  problem.strips = problem.first_strips + strips(problem.out[1].n);
   launch<CLUSTER>(at, wgmma_product<MB, GATED, F32, CLUSTER>, dim3(at.sms / CLUSTER * CLUSTER),
-                  dim3(WGMMA_THREADS), WGMMA_SHARED, map, problem);
+                  dim3(WGMMA_THREADS), WGMMA_SHARED, map, second, problem);
 }
 
-// `map` makes the weights' map of boxes of so many features.
+// `map` makes the map of boxes of so many features, of the first or the second matrix.
 template <bool GATED, class Map>
-void launch_wgmma(const Launch& at, const WgmmaProblem& problem, int32_t in_dtype, int64_t features,
-                  Map map) {
+void launch_wgmma(const Launch& at, const WgmmaProblem& problem, int32_t in_dtype, Map map) {
   const int64_t rows = static_cast<int64_t>(at.bucket) * problem.top_k;
+  const int64_t features = int64_t{problem.out[0].n + problem.out[1].n} * (GATED ? 2 : 1);
   constexpr int32_t NARROW = WGMMA_WIDEST<1>;
-  // An expert's rows vary: narrower tiles fit them better, and leave room for a stage more.
-  const int32_t wide = problem.plan != nullptr ? 128 : WGMMA_WIDEST<2>;
+  const auto second = [&](const CUtensorMap& first, uint32_t box) {
+    return problem.out[1].n ? map(box, 1) : first;
+  };
+  if (wgmma_wide(features, rows, problem.experts) && in_dtype != MOELA_F32) {
+    const int32_t wide = problem.plan != nullptr ? WGMMA_WIDEST<2> : WGMMA_WIDEST_ADDING;
+    const CUtensorMap first = map(256 / 2, 0);
+    return launch_wgmma<2, GATED, false, 2>(at, first, second(first, 256 / 2), problem, wide);
+  }
+  const CUtensorMap first = map(128, 0);
   if (in_dtype == MOELA_F32) {
-    launch_wgmma<1, GATED, true, 1>(at, map(128), problem, features, NARROW);
-  } else if (wgmma_wide(features, rows, problem.experts)) {
-    launch_wgmma<2, GATED, false, 2>(at, map(256 / 2), problem, features, wide);
+    launch_wgmma<1, GATED, true, 1>(at, first, second(first, 128), problem, NARROW);
   } else {
-    launch_wgmma<1, GATED, false, 1>(at, map(128), problem, features, NARROW);
+    launch_wgmma<1, GATED, false, 1>(at, first, second(first, 128), problem, NARROW);
   }
 }
 

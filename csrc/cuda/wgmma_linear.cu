@@ -9,21 +9,22 @@ bool wgmma_takes(const Launch& at, const Weight& weight) {
   return at.hopper && wgmma_takes_matrix(weight) && weight.count <= WGMMA_EXPERTS;
 }
 
-void linear_wgmma(const Launch& at, int64_t n, int64_t k, Tensor in, const Weight& weight,
-                  const float* residual, Tensor out) {
+void linear_wgmma(const Launch& at, int64_t k, Tensor in, const WgmmaLinear* parts, int32_t count) {
   WgmmaProblem problem{};
   problem.counts = at.step.counts;
   problem.experts = 1;
   problem.top_k = 1;
   problem.in_divisor = 1;
-  problem.n = static_cast<int32_t>(n);
   problem.k = static_cast<int32_t>(k);
-  problem.out_bf16 = out.dtype == MOELA_BF16;
   problem.in = in.data;
-  problem.residual = residual;
-  problem.out = out.data;
-  launch_wgmma<false>(at, problem, in.dtype, n,
-                      [&](uint32_t features) { return weight_map(weight, features); });
+  for (int32_t i = 0; i < count; i++) {
+    problem.out[i] = wgmma_out(parts[i].out, parts[i].weight->rows);
+    problem.out[i].residual = parts[i].residual;
+    problem.out[i].rotation = parts[i].rotation;
+  }
+  launch_wgmma<false>(at, problem, in.dtype, [&](uint32_t features, int i) {
+    return weight_map(*parts[i].weight, features);
+  });
 }
 
 void expert_down_wgmma(const Launch& at, int64_t d, int64_t intermediate, int64_t top_k,
@@ -35,13 +36,11 @@ void expert_down_wgmma(const Launch& at, int64_t d, int64_t intermediate, int64_
   problem.experts = static_cast<int32_t>(experts);
   problem.top_k = static_cast<int32_t>(top_k);
   problem.in_divisor = 1;
-  problem.n = static_cast<int32_t>(d);
   problem.k = static_cast<int32_t>(intermediate);
-  problem.out_bf16 = out.dtype == MOELA_BF16;
   problem.in = in.data;
-  problem.out = out.data;
-  launch_wgmma<false>(at, problem, in.dtype, d,
-                      [&](uint32_t features) { return weight_map(down, features); });
+  problem.out[0] = wgmma_out(out, d);
+  launch_wgmma<false>(at, problem, in.dtype,
+                      [&](uint32_t features, int) { return weight_map(down, features); });
 }
 
 }  // namespace moela::cuda

@@ -10,8 +10,9 @@ namespace moela::cuda {
 
 // Brings the operands of all tiles of this block, with 128 threads.
 template <int MB, bool GATED, bool F32, int CLUSTER>
-__device__ __forceinline__ void wgmma_produce(const CUtensorMap& map, const WgmmaProblem& p,
-                                              WgmmaTables& tables, WgmmaRing ring) {
+__device__ __forceinline__ void wgmma_produce(const CUtensorMap& first, const CUtensorMap& second,
+                                              const WgmmaProblem& p, WgmmaTables& tables,
+                                              WgmmaRing ring) {
   constexpr int ROUNDS = WGMMA_WIDEST<MB> / 16;
   constexpr int ELEMENT = F32 ? 4 : 2;
   constexpr int SHARE = MB * 128 / CLUSTER;  // features that this block brings to its cluster
@@ -26,16 +27,19 @@ __device__ __forceinline__ void wgmma_produce(const CUtensorMap& map, const Wgmm
   const int32_t* slots = p.plan == nullptr ? nullptr : p.plan + p.experts + 1;
   const int tiles = tables.ends[p.experts - 1];
   TileWalk<CLUSTER> walk{tables.first, tables.rows, tables.width, tables.ends, rank};
+  int turn = 0;
   for (int t = blockIdx.x / CLUSTER; t < tiles; t += gridDim.x / CLUSTER) {
     const Tile tile = walk.at(t);
-    int32_t from[ROUNDS];
-#pragma unroll
-    for (int i = 0; i < ROUNDS; i++) {
-      const int r = i * 16 + row;
+    // Nobody reads the table of two tiles before any more.
+    int32_t* rows = tables.in_rows[turn];
+    turn ^= 1;
+    for (int r = thread; r < wgmma_width(tile.rows); r += 128) {
+      // Rows past the tile's last repeat it up to the instruction's width.
       int index = tile.first + max(0, min(r, tile.rows - 1));
       if (slots != nullptr) index = slots[index] / p.in_divisor;
-      from[i] = index * row_chunks + chunk;
+      rows[r] = index * row_chunks;
     }
+    named_sync<128>(3);
     for (int block = 0; block < blocks; block++) {
       const uint32_t full = shared_address(&tables.full[ring.stage]);
       barrier_wait(shared_address(&tables.empty[ring.stage]), ring.parity ^ 1);
@@ -43,11 +47,13 @@ __device__ __forceinline__ void wgmma_produce(const CUtensorMap& map, const Wgmm
       if (thread == 0) {
         barrier_arrive_expect(full, MB * 16384);
         if constexpr (GATED) {
-          tensor_copy(to + rank * SHARE * 128, &map, full, MASK, block * WGMMA_K, 0, 0,
+          tensor_copy(to + rank * SHARE * 128, &first, full, MASK, block * WGMMA_K, 0, 0,
                       (tile.strip * MB * 128 + rank * SHARE) / 16, tile.expert);
         } else {
-          tensor_copy(to + rank * SHARE * 128, &map, full, MASK, block * WGMMA_K,
-                      tile.strip * MB * 128 + rank * SHARE, tile.expert);
+          const bool other = tile.strip >= p.first_strips;
+          tensor_copy(
+              to + rank * SHARE * 128, other ? &second : &first, full, MASK, block * WGMMA_K,
+              (tile.strip - (other ? p.first_strips : 0)) * MB * 128 + rank * SHARE, tile.expert);
         }
       }
       const bool valid = block * 8 + chunk < row_chunks;
@@ -55,9 +61,8 @@ __device__ __forceinline__ void wgmma_produce(const CUtensorMap& map, const Wgmm
                        (valid ? static_cast<int64_t>(block) * WGMMA_K * ELEMENT : 0);
 #pragma unroll
       for (int i = 0; i < ROUNDS; i++) {
-        // Rows past the tile's last repeat it up to the instruction's width.
         if (i * 16 >= tile.rows) break;
-        const char* source = in + static_cast<int64_t>(from[i]) * (8 * ELEMENT);
+        const char* source = in + static_cast<int64_t>(rows[i * 16 + row] + chunk) * (8 * ELEMENT);
         if constexpr (F32) {
           uint4 packed{};
           if (valid) {

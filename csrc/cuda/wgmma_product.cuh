@@ -8,6 +8,9 @@
 // one warpgroup brings operands into a ring of stages of 64 of k (weights by the copy engine, rows
 // gathered 16 bytes a thread), two multiply.
 //
+// A second matrix of the same rows may follow, with an output of its own: its strips come after the
+// first's.
+//
 // GATED: features come in pairs of a gate and an up matrix, eight and eight in turn, so that the
 // two of a pair meet in one thread: out = silu(gate) * up.
 #pragma once
@@ -26,14 +29,17 @@ namespace moela::cuda {
 
 template <int MB, bool GATED, bool F32, int CLUSTER>
 __global__ MOELA_CLUSTER(CLUSTER)
-    __launch_bounds__(WGMMA_THREADS, 1) void wgmma_product(const __grid_constant__ CUtensorMap map,
-                                                           const WgmmaProblem p) {
+    __launch_bounds__(WGMMA_THREADS,
+                      1) void wgmma_product(const __grid_constant__ CUtensorMap map,
+                                            const __grid_constant__ CUtensorMap second,
+                                            const __grid_constant__ WgmmaProblem p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   MOELA_ALIGNED_DYNAMIC_SHARED(1024, char, shared);
   WgmmaTables& tables =
       *reinterpret_cast<WgmmaTables*>(shared + WGMMA_RING<MB> + 2 * WGMMA_STORE<MB>);
   if (threadIdx.x == 0) {
     tensor_map_prefetch(&map);
+    if (p.strips > p.first_strips) tensor_map_prefetch(&second);
     tables.widest = 16;
     for (int s = 0; s < WGMMA_STAGES; s++) {
       barrier_init(shared_address(&tables.full[s]), 129);  // the producers, and the copy engine
@@ -51,10 +57,10 @@ __global__ MOELA_CLUSTER(CLUSTER)
                        min(WGMMA_STAGES, WGMMA_RING<MB> / stage_bytes)};
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (group == 0) {
-    registers_dec<WGMMA_PRODUCER_REGISTERS>();
-    wgmma_produce<MB, GATED, F32, CLUSTER>(map, p, tables, ring);
+    registers_dec<WGMMA_PRODUCER_REGISTERS<MB>>();
+    wgmma_produce<MB, GATED, F32, CLUSTER>(map, second, p, tables, ring);
   } else {
-    registers_inc<WGMMA_CONSUMER_REGISTERS>();
+    registers_inc<WGMMA_CONSUMER_REGISTERS<MB>>();
     float* room = reinterpret_cast<float*>(shared + WGMMA_RING<MB> + (group - 1) * WGMMA_STORE<MB>);
     wgmma_consume<MB, GATED, CLUSTER>(p, tables, ring, room, group - 1);
   }

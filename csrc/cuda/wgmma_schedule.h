@@ -33,26 +33,33 @@ MOELA_BOTH RowTiles cut_expert(int32_t rows, int32_t widest, int32_t cluster) {
   return cut_rows(rows, (rows + cluster * widest - 1) / (cluster * widest), cluster);
 }
 
-// For a single matrix: the cut whose tiles keep `processors` busy for the shortest time. A tile
-// takes as long as its rows and some more.
-MOELA_BOTH RowTiles cut_matrix(int32_t rows, int32_t widest, int32_t cluster, int32_t strips,
-                               int32_t processors) {
+// For a single matrix: the cut whose tiles keep `processors` busy for the shortest time, the first
+// of CUTS numbers of tiles from the fewest on. A tile takes as long as its rows and some more.
+constexpr int32_t CUTS = 16;
+
+struct TimedCut {
+  RowTiles cut;
+  int32_t time;
+};
+
+MOELA_BOTH TimedCut time_cut(int32_t rows, int32_t widest, int32_t cluster, int32_t strips,
+                             int32_t processors, int32_t more) {
   constexpr int32_t OVERHEAD = 32;
-  constexpr int32_t CUTS = 16;
-  if (rows <= 0) return {0, 16};
   const int32_t clusters = processors / cluster;
   const int32_t fewest = (rows + cluster * widest - 1) / (cluster * widest);
-  RowTiles best{};
-  int32_t best_time = INT32_MAX;
-  for (int32_t count = fewest; count < fewest + CUTS; count++) {
-    const RowTiles cut = cut_rows(rows, count, cluster);
-    const int32_t time = (cut.count * strips + clusters - 1) / clusters * (cut.width + OVERHEAD);
-    if (time < best_time) {
-      best_time = time;
-      best = cut;
-    }
+  const RowTiles cut = cut_rows(rows, fewest + more, cluster);
+  return {cut, (cut.count * strips + clusters - 1) / clusters * (cut.width + OVERHEAD)};
+}
+
+MOELA_BOTH RowTiles cut_matrix(int32_t rows, int32_t widest, int32_t cluster, int32_t strips,
+                               int32_t processors) {
+  if (rows <= 0) return {0, 16};
+  TimedCut best = time_cut(rows, widest, cluster, strips, processors, 0);
+  for (int32_t more = 1; more < CUTS; more++) {
+    const TimedCut cut = time_cut(rows, widest, cluster, strips, processors, more);
+    if (cut.time < best.time) best = cut;
   }
-  return best;
+  return best.cut;
 }
 
 struct Tile {

@@ -6,6 +6,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/tma.cuh"
+#include "cuda/wgmma.h"
 #include "cuda/wgmma_schedule.h"
 
 namespace moela::cuda {
@@ -16,11 +17,25 @@ constexpr int WGMMA_EXPERTS = 256;
 constexpr int WGMMA_STAGES = 8;  // at most; as many as fit the launch's widest tile
 template <int MB>
 constexpr int WGMMA_STORE_ROWS = 32 / MB;  // rows that a consumer lays out at a time
-constexpr int WGMMA_PRODUCER_REGISTERS = 40;
-constexpr int WGMMA_CONSUMER_REGISTERS = 232;
 
 template <int MB>
-constexpr int WGMMA_WIDEST = MB == 1 ? 256 : 192;  // rows of a tile at most
+constexpr int WGMMA_WIDEST = MB == 1 ? 256 : 208;  // rows of a tile at most
+// Above, a consumer has no registers left for residuals.
+constexpr int WGMMA_WIDEST_ADDING = 192;
+template <int MB>
+constexpr int WGMMA_PRODUCER_REGISTERS = MB == 1 ? 40 : 24;
+template <int MB>
+constexpr int WGMMA_CONSUMER_REGISTERS = MB == 1 ? 232 : 240;
+
+// Where a product goes.
+struct WgmmaOut {
+  void* data;
+  const float* residual;
+  int32_t n;      // features
+  int32_t pitch;  // elements from one row to the next
+  int32_t bf16;
+  Rotation rotation;
+};
 
 struct WgmmaProblem {
   const Counts* counts;
@@ -28,15 +43,13 @@ struct WgmmaProblem {
   int32_t experts;      // 1 without a plan
   int32_t top_k;
   int32_t in_divisor;  // slot / in_divisor is its row of `in`
-  int32_t n;           // features of `out`
   int32_t k;
-  int32_t strips;    // tiles of features
-  int32_t up_first;  // GATED: the map's pairs are up, gate
-  int32_t out_bf16;
-  int32_t widest;  // rows of a tile at most
+  int32_t strips;        // tiles of features
+  int32_t first_strips;  // of the first matrix; those of the second follow
+  int32_t up_first;      // GATED: the map's pairs are up, gate
+  int32_t widest;        // rows of a tile at most
   const void* in;
-  const float* residual;
-  void* out;
+  WgmmaOut out[2];  // of the first and of the second matrix
 };
 
 struct WgmmaTables {
@@ -48,6 +61,7 @@ struct WgmmaTables {
   int32_t ends[WGMMA_EXPERTS];  // tiles of this expert and those before it
   int32_t widest;
   int32_t out_rows[2][2][256];  // of a consumer's tile; two tiles in turn
+  int32_t in_rows[2][256];      // where the producers' tile has its rows, in 8 elements
 };
 
 // Shared memory: stages, where consumers lay out their results, the tables.
@@ -65,23 +79,46 @@ __device__ __forceinline__ int wgmma_width(int rows) {
   return rows <= 16 ? 16 : (rows + 15) / 16 * 16;
 }
 
+// cut_matrix() by a warp, a lane for each number of tiles.
+__device__ __forceinline__ RowTiles cut_matrix_by_warp(int rows, int widest, int cluster,
+                                                       int strips, int processors) {
+  const int lane = threadIdx.x % 32;
+  const TimedCut mine = time_cut(rows, widest, cluster, strips, processors, lane % CUTS);
+  // The shortest, then the fewest tiles.
+  const uint32_t order = static_cast<uint32_t>(min(mine.time, 0x3ffffff)) * 32 + lane;
+  const int best = ~__reduce_max_sync(~0u, ~order) % 32;
+  return {__shfl_sync(~0u, mine.cut.count, best), __shfl_sync(~0u, mine.cut.width, best)};
+}
+
+// The schedule of a single matrix; all threads.
+template <int CLUSTER>
+__device__ __forceinline__ void wgmma_schedule_matrix(const WgmmaProblem& p, WgmmaTables& tables) {
+  if (threadIdx.x < 32) {
+    const int begin = p.counts->n_absorbed;
+    const int rows = p.counts->n_rows - begin;
+    RowTiles cut{0, 16};
+    if (rows > 0) cut = cut_matrix_by_warp(rows, p.widest, CLUSTER, p.strips, gridDim.x);
+    if (threadIdx.x == 0) {
+      tables.first[0] = begin;
+      tables.rows[0] = rows;
+      tables.width[0] = cut.width;
+      tables.ends[0] = cut.count * p.strips;
+      tables.widest = wgmma_width(cut.width);
+    }
+  }
+  __syncthreads();
+}
+
 // Fills the tables of the schedule; all threads.
 template <int CLUSTER>
 __device__ __forceinline__ void wgmma_schedule(const WgmmaProblem& p, WgmmaTables& tables) {
+  if (p.plan == nullptr) return wgmma_schedule_matrix<CLUSTER>(p, tables);
   const int begin = p.counts->n_absorbed;
-  const int end = p.counts->n_rows;
   for (int e = threadIdx.x; e < p.experts; e += WGMMA_THREADS) {
-    RowTiles cut;
-    int first = begin;
-    int rows = end - begin;
-    if (p.plan != nullptr) {
-      const int last = p.plan[e + 1];
-      first = first_slot(p.plan + p.experts + 1, p.plan[e], last, begin, p.top_k);
-      rows = last - first;
-      cut = cut_expert(rows, p.widest, CLUSTER);
-    } else {
-      cut = cut_matrix(rows, p.widest, CLUSTER, p.strips, gridDim.x);
-    }
+    const int last = p.plan[e + 1];
+    const int first = first_slot(p.plan + p.experts + 1, p.plan[e], last, begin, p.top_k);
+    const int rows = last - first;
+    const RowTiles cut = cut_expert(rows, p.widest, CLUSTER);
     tables.first[e] = first;
     tables.rows[e] = rows;
     tables.width[e] = cut.width;

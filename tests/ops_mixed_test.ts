@@ -71,6 +71,8 @@ for (const kernels of kernelSets) {
         gate: weight(WIDTH, D, 4, EXPERTS),
         up: weight(WIDTH, D, 5, EXPERTS),
         down: weight(D, WIDTH, 6, EXPERTS),
+        postNorm: device.tensor(normals(D, 10)),
+        router: device.tensor(normals(EXPERTS * D, 11), EXPERTS, D),
       };
       const x = normals(rows * D, 7), shared = normals(rows * D, 8);
       const factors = normals(rows * CHOSEN, 9).map(Math.abs);
@@ -90,7 +92,10 @@ for (const kernels of kernelSets) {
         p.mlaAbsorbed(q, w.kvB, LAYER, real, scale, out);
         p.mlaPrefill(q, w.kvB, LAYER, real, scale, out);
         const plan = p.moePlan(ids, EXPERTS);
-        const hidden = p.gateUp(input, w.gate, w.up, plan);
+        // Taken in f32 by one product, and rounded by another.
+        const y = p.rmsNorm(input, w.postNorm, 1e-6);
+        const logits = p.linear(y, w.router);
+        const hidden = p.gateUp(y, w.gate, w.up, plan);
         const routed = p.expertDown(hidden, w.down, plan);
         const sum = p.combine(routed, by, other, input);
         const inputs: [ValueRef, Floats | Int32Array<ArrayBuffer>][] = [
@@ -99,22 +104,32 @@ for (const kernels of kernelSets) {
           [ids, chosen],
           [by, factors],
         ];
-        return { inputs, table, q, latent, out, routed, sum };
+        return { inputs, table, q, out, y, logits, routed, sum };
       };
       const options = { rows, absorbed, sequences: all };
       const kept = await device.run((p) => {
-        const { inputs, table, q, out, routed, sum } = layer(p);
-        return { inputs, outputs: [table, q, out, routed, sum] };
+        const { inputs, table, q, out, y, logits, routed } = layer(p);
+        return { inputs, outputs: [table, q, out, y, logits, routed] };
       }, options);
-      const [table, q, out, routed] = kept.outputs;
+      const [table, q, out, y, logits, routed] = kept.outputs;
       const free = await device.run((p) => {
-        const { inputs, out, sum } = layer(p);
-        return { inputs, outputs: [out, sum] };
+        const { inputs, out, logits, sum } = layer(p);
+        return { inputs, outputs: [out, logits, sum] };
       }, { ...options, keep: "outputs" });
 
       const alone = await device.run((p) => {
-        const input = p.input(D);
-        return { inputs: [[input, x]], outputs: [p.linear(input, w.q)] };
+        const input = p.input(D), normed = p.input(D);
+        const ids = p.input(CHOSEN, "i32");
+        const plan = p.moePlan(ids, EXPERTS);
+        const hidden = p.gateUp(normed, w.gate, w.up, plan);
+        return {
+          inputs: [[input, x], [normed, y], [ids, chosen]],
+          outputs: [
+            p.linear(input, w.q),
+            p.linear(normed, w.router),
+            p.expertDown(hidden, w.down, plan),
+          ],
+        };
       }, options);
       const shape = [
         heads,
@@ -124,6 +139,9 @@ for (const kernels of kernelSets) {
       ] as const;
       assertSameBits(q, rotated(alone.outputs[0], table, shape), "queries");
       assertSameBits(free.outputs[0], out, "attention");
+      assertSameBits(logits, alone.outputs[1], "logits");
+      assertSameBits(free.outputs[1], logits, "logits, not kept");
+      assertSameBits(routed, alone.outputs[2], "experts");
 
       const { fround } = Math;
       const expected = Float32Array.from({ length: rows * D }, (_, i) => {
@@ -140,7 +158,7 @@ for (const kernels of kernelSets) {
         }
         return fround(fround(sum + shared[i]) + x[i]);
       });
-      assertSameBits(free.outputs[1], expected, "experts");
+      assertSameBits(free.outputs[2], expected, "experts, summed");
     });
   }
 

@@ -36,6 +36,7 @@ struct Products {
 
   char* at(int32_t id) const { return backend.model.workspace->data() + program.values[id].offset; }
   Tensor tensor(int32_t id) const { return {at(id), prepared.dtypes[id]}; }
+  Tensor input(const moela_op& op) const { return product_input(backend, program, prepared, op); }
 
   WgmmaLinear part(int32_t index, int32_t rotary) const {
     const moela_op& op = program.ops[index];
@@ -61,8 +62,8 @@ struct Products {
                reinterpret_cast<const float*>(at(op.in[1])), out);
       } else {
         const WgmmaLinear p = part(i, -1);
-        linear(launch, MOELA_ROWS_ABSORBED, op.n[0], op.n[1], tensor(op.in[0]), *p.weight,
-               p.residual, absorbed_rows(p.out));
+        linear(launch, MOELA_ROWS_ABSORBED, op.n[0], op.n[1], input(op), *p.weight, p.residual,
+               absorbed_rows(p.out));
       }
     }
   }
@@ -118,7 +119,7 @@ int32_t execute_mixed(CudaBackend& backend, const Program& program, const Prepar
   const moela_op& op = program.ops[index];
   const bool together = count == 2 && place.rows - at.absorbed < PAIR_ROWS;
   for (int32_t i = 0; i < count; i += together ? 2 : 1) {
-    linear_wgmma(at, op.n[1], products.tensor(op.in[0]), parts + i, together ? 2 : 1);
+    linear_wgmma(at, op.n[1], products.input(op), parts + i, together ? 2 : 1);
   }
   return end - index;
 }

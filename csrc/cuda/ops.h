@@ -135,8 +135,9 @@ void mla_prefill(const Launch&, int32_t layer, int64_t heads, int64_t dn, int64_
 
 // The rest; values are f32 unless they are Tensors.
 void embed(const Launch&, int32_t rows, int64_t d, const Weight& table, float* out);
+// twin: NULL, or `out` once more in BF16.
 void rms_norm(const Launch&, int32_t rows, int64_t d, int64_t stride, const float* in,
-              const Weight& weight, float epsilon, Tensor out);
+              const Weight& weight, float epsilon, Tensor out, uint16_t* twin = nullptr);
 void rope_table(const Launch&, int32_t rows, int64_t dr, const Weight& inverse_frequencies,
                 float factor, float* out);
 void rotary(const Launch&, int32_t rows, int64_t heads, int64_t head_dim, int64_t offset,

@@ -15,6 +15,12 @@ class Operands {
 
   Tensor in(int i) const { return tensor(op_.in[i]); }
   Tensor out(int i) const { return tensor(op_.out[i]); }
+  Tensor product_in() const { return product_input(backend_, program_, prepared_, op_); }
+  // Where an output is to be once more in BF16, or NULL.
+  uint16_t* twin(int i) const {
+    const int64_t at = prepared_.twins[op_.out[i]];
+    return at < 0 ? nullptr : reinterpret_cast<uint16_t*>(backend_.twins.data() + at);
+  }
   float* in_f32(int i) const { return static_cast<float*>(at(op_.in[i])); }
   float* out_f32(int i) const { return static_cast<float*>(at(op_.out[i])); }
   int32_t* in_ids(int i) const { return static_cast<int32_t*>(at(op_.in[i])); }
@@ -48,6 +54,15 @@ void give_scratch(CudaBackend& backend, int32_t kind, Launch& launch) {
 
 }  // namespace
 
+Tensor product_input(const CudaBackend& backend, const Program& program, const Prepared& prepared,
+                     const moela_op& op) {
+  const int32_t id = op.in[0];
+  if (prepared.twins[id] >= 0 && rounds_inputs(backend.weights[op.weight[0]])) {
+    return {backend.twins.data() + prepared.twins[id], MOELA_BF16};
+  }
+  return {backend.model.workspace->data() + program.values[id].offset, prepared.dtypes[id]};
+}
+
 void execute(CudaBackend& backend, const Program& program, const Prepared& prepared, int32_t index,
              const Place& place) {
   const moela_op& op = program.ops[index];
@@ -62,9 +77,10 @@ void execute(CudaBackend& backend, const Program& program, const Prepared& prepa
     case MOELA_OP_EMBED:
       return embed(at, op.rows, n[0], o.weight(0), o.out_f32(0));
     case MOELA_OP_RMS_NORM:
-      return rms_norm(at, op.rows, n[0], n[1], o.in_f32(0), o.weight(0), op.f[0], o.out(0));
+      return rms_norm(at, op.rows, n[0], n[1], o.in_f32(0), o.weight(0), op.f[0], o.out(0),
+                      o.twin(0));
     case MOELA_OP_LINEAR:
-      return linear(at, op.rows, n[0], n[1], o.in(0), o.weight(0), o.in_f32(1), o.out(0));
+      return linear(at, op.rows, n[0], n[1], o.product_in(), o.weight(0), o.in_f32(1), o.out(0));
     case MOELA_OP_ROPE_TABLE:
       return rope_table(at, op.rows, n[0], o.weight(0), op.f[0], o.out_f32(0));
     case MOELA_OP_ROTARY:
@@ -89,11 +105,11 @@ void execute(CudaBackend& backend, const Program& program, const Prepared& prepa
     case MOELA_OP_MOE_PLAN:
       return moe_plan(at, op.rows, n[0], n[1], o.in_ids(0), o.out_ids(0));
     case MOELA_OP_GATE_UP:
-      return gate_up(at, op.rows, n[0], n[1], n[2], n[3], o.in(0), o.in_ids(1), o.weight(0),
+      return gate_up(at, op.rows, n[0], n[1], n[2], n[3], o.product_in(), o.in_ids(1), o.weight(0),
                      o.weight(1), o.out(0));
     case MOELA_OP_EXPERT_DOWN:
-      return expert_down(at, op.rows, n[0], n[1], n[2], n[3], o.in(0), o.in_ids(1), o.weight(0),
-                         o.out(0));
+      return expert_down(at, op.rows, n[0], n[1], n[2], n[3], o.product_in(), o.in_ids(1),
+                         o.weight(0), o.out(0));
     case MOELA_OP_COMBINE:
       return combine(at, op.rows, n[0], n[1], o.in(0), o.in_f32(1), o.in_f32(2), o.in_f32(3),
                      o.out_f32(0));

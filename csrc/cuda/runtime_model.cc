@@ -64,6 +64,7 @@ CudaBackend::CudaBackend(moela_model& model, CudaDevice& device)
       prefill_scratch(device.index, MANY * 4, "scratch memory of attention"),
       scratch(device.index, MANY, "scratch memory", true),
       fused(device.index, MANY, "scratch memory", true),
+      twins(device.index, MANY, "scratch memory", true),
       pools(device.index, MAX_POOLS * sizeof(PagePool), "the pools' list") {
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
   for (cudaEvent_t& event : windows) {
@@ -122,8 +123,9 @@ const Inputs& CudaBackend::inputs_for(int64_t rows) {
 
 namespace {
 
-bool rounds_inputs(const Weight& weight) {
-  return weight.dtype == MOELA_BF16 || weight.dtype == MOELA_FP8;
+bool is_product(const moela_op& op) {
+  return op.kind == MOELA_OP_LINEAR || op.kind == MOELA_OP_GATE_UP ||
+         op.kind == MOELA_OP_EXPERT_DOWN;
 }
 
 // Whether an operation takes its first input as PROJECTED_BF16. Of a rotary only its own product's
@@ -181,20 +183,52 @@ std::vector<int32_t> value_dtypes(const Program& program, const std::vector<Weig
         dtypes[id] = MOELA_F32;
       }
       if (dtypes[id] != MOELA_BF16) continue;
-      const bool product = i == 0 && (op.kind == MOELA_OP_LINEAR || op.kind == MOELA_OP_GATE_UP ||
-                                      op.kind == MOELA_OP_EXPERT_DOWN);
-      if (!product || !rounds_inputs(weights[op.weight[0]])) dtypes[id] = MOELA_F32;
+      if (i != 0 || !is_product(op) || !rounds_inputs(weights[op.weight[0]]))
+        dtypes[id] = MOELA_F32;
     }
   }
   return dtypes;
+}
+
+// Norms that some products take in F32 (the router's, for one) and others round get a second place
+// for their BF16; places are used again when nobody reads them any more.
+std::vector<int64_t> value_twins(const Program& program, const std::vector<Weight>& weights,
+                                 const std::vector<int32_t>& dtypes, int64_t& bytes) {
+  const size_t count = program.values.size();
+  std::vector<int64_t> twins(count, -1);
+  std::vector<int32_t> last(count, -1);
+  for (int32_t i = 0; i < program.tail; i++) {
+    const moela_op& op = program.ops[i];
+    if (op.in[0] >= 0 && is_product(op) && rounds_inputs(weights[op.weight[0]])) last[op.in[0]] = i;
+  }
+  struct Place {
+    int64_t begin, bytes;
+    int32_t end;  // its value's last reader
+  };
+  std::vector<Place> places;
+  for (int32_t i = 0; i < program.tail; i++) {
+    const moela_op& op = program.ops[i];
+    const int32_t id = op.out[0];
+    if (op.kind != MOELA_OP_RMS_NORM || dtypes[id] != MOELA_F32 || last[id] < i) continue;
+    const int64_t size = (program.values[id].elements * 2 + 255) / 256 * 256;
+    auto place = std::find_if(places.begin(), places.end(),
+                              [&](const Place& old) { return old.end < i && old.bytes >= size; });
+    if (place == places.end()) {
+      places.push_back({bytes, size, i});
+      bytes += size;
+      place = places.end() - 1;
+    }
+    place->end = last[id];
+    twins[id] = place->begin;
+  }
+  return twins;
 }
 
 // Of an operation's product, where its input must be quantized; launches are sized for a power of
 // two of rows.
 int64_t product_scratch(const moela_op& op, const moela_program_desc& desc,
                         const std::vector<Weight>& weights) {
-  const bool grouped = op.kind == MOELA_OP_GATE_UP || op.kind == MOELA_OP_EXPERT_DOWN;
-  if (!grouped && op.kind != MOELA_OP_LINEAR) return 0;
+  if (!is_product(op)) return 0;
   const int32_t dtype = weights[op.weight[0]].dtype;
   if (dtype != MOELA_INT8 && dtype != MOELA_INT4) return 0;
   int64_t rows = 1;
@@ -218,6 +252,9 @@ Prepared& CudaBackend::prepare(int32_t id) {
   const Program& program = model.programs[id];
   if (mine.dtypes.empty() && !program.values.empty()) {
     mine.dtypes = value_dtypes(program, weights, device.hopper);
+    int64_t twin_bytes = 0;
+    mine.twins = value_twins(program, weights, mine.dtypes, twin_bytes);
+    twins.grow(twin_bytes);
     const bool keeps = std::any_of(program.values.begin(), program.values.end(),
                                    [](const PlannedValue& value) { return value.value.keep != 0; });
     mine.recordable = !program.has_projected && program.kv_lora_rank > 0 && !keeps &&

@@ -84,6 +84,8 @@ struct Recorded {
 // A program as this GPU runs it.
 struct Prepared {
   std::vector<int32_t> dtypes;  // of values: BF16 where only products read them
+  std::vector<int64_t>
+      twins;  // of values: where in CudaBackend::twins they are in BF16, too; or -1
   bool recordable = false;
   std::map<int32_t, Recorded> recorded;  // by bucket of rows
   const char* workspace = nullptr;       // where the recorded launches expect it
@@ -109,7 +111,8 @@ class CudaBackend : public Backend {
   std::vector<Weight> weights;     // by id
   std::unique_ptr<Inputs> small, large;
   // Fixed addresses, memory as it is needed.
-  CudaRange pages, aux, entries, drawn, logprobs, decode_scratch, prefill_scratch, scratch, fused;
+  CudaRange pages, aux, entries, drawn, logprobs, decode_scratch, prefill_scratch, scratch, fused,
+      twins;
   CudaMemory pools;
   Pinned staging, host_entries, report;
   cudaEvent_t windows[4] = {};
@@ -138,6 +141,15 @@ struct Place {
   Outputs outputs;
   float* host_logits;  // the block's, or NULL
 };
+
+// Whether a product with such a weight rounds its input to bf16.
+inline bool rounds_inputs(const Weight& weight) {
+  return weight.dtype == MOELA_BF16 || weight.dtype == MOELA_FP8;
+}
+
+// The first input of a product, in BF16 where it is there and the product rounds in any case.
+Tensor product_input(const CudaBackend& backend, const Program& program, const Prepared& prepared,
+                     const moela_op& op);
 
 // Launches operation `index` of a program.
 void execute(CudaBackend& backend, const Program& program, const Prepared& prepared, int32_t index,

@@ -9,6 +9,7 @@ import { assertSameBits, floatTypes, kernelSets } from "./support/ops.ts";
 import { Random } from "./support/numbers.ts";
 
 const NAMES = ["tiny-v2", "real-heads"] as const;
+const NANO = new URL("../models/nano/", import.meta.url);
 
 function randomTokens(count: number, vocab_size: number, seed: number) {
   const random = new Random(seed);
@@ -106,3 +107,17 @@ for (const name of NAMES) {
     }
   }
 }
+
+// Whatever the addresses of their weights are.
+Deno.test("a long prompt has the same bits in each of several models", async () => {
+  const tokens = randomTokens(150, 4096, 30);
+  await using first = await loadModel(NANO);
+  const expected = new Float32Array(await first.forward(tokens));
+  await using second = await loadModel(NANO);
+  await using third = await loadModel(NANO);
+  for (const model of [second, third, first]) {
+    using cache = model.createCache();
+    const found = new Float32Array(await model.forward(tokens, { cache }));
+    assertSameBits(found, expected, "another model");
+  }
+});

@@ -74,7 +74,7 @@ void check_driver(CUresult result, uint64_t bytes, const char* name) {
 
 // Of a pool a chunk is some pages of a large model; small pools get the least there is.
 constexpr uint64_t LARGE_CHUNK = uint64_t{16} << 20;
-constexpr uint64_t LARGE_RANGE = uint64_t{1} << 32;
+constexpr uint64_t LARGE_RANGE = uint64_t{1} << 32;  // more than this is large
 
 }  // namespace
 
@@ -111,7 +111,7 @@ CudaRange::CudaRange(int device, uint64_t bytes, const char* name, bool fine)
   check_driver(driver().granularity(&granularity, &prop, CU_MEM_ALLOC_GRANULARITY_MINIMUM), bytes,
                name);
   chunk_bytes_ = granularity;
-  if (!fine && bytes >= LARGE_RANGE) chunk_bytes_ = std::max(chunk_bytes_, LARGE_CHUNK);
+  if (!fine && bytes > LARGE_RANGE) chunk_bytes_ = std::max(chunk_bytes_, LARGE_CHUNK);
   const uint64_t chunks = (bytes + chunk_bytes_ - 1) / chunk_bytes_;
   reserved_ = chunks * chunk_bytes_;
   CUdeviceptr address = 0;
@@ -188,6 +188,23 @@ void CudaRange::grow(uint64_t bytes) {
   use(grown_, end - grown_);
   grown_ = end;
 }
+
+CudaPlace::CudaPlace(std::shared_ptr<CudaRange> range, uint64_t offset, uint64_t bytes,
+                     const char* name)
+    : range_(std::move(range)), offset_(offset) {
+  if (offset + bytes > range_->bytes()) out_of_memory(bytes, name);
+  try {
+    range_->use(offset, bytes);
+  } catch (const Error& error) {
+    // Not the chunk that was one too many, but all of it.
+    if (error.status == MOELA_ERR_MEMORY) out_of_memory(bytes, name);
+    throw;
+  }
+  data_ = range_->data() + offset;
+  bytes_ = bytes;
+}
+
+CudaPlace::~CudaPlace() { range_->discard(offset_, bytes_); }
 
 Pinned::~Pinned() {
   if (data_) cudaFreeHost(data_);

@@ -53,6 +53,17 @@ class CudaRange : public DeviceMemory {
   std::vector<Chunk> chunks_;
 };
 
+// Some of a range, which it keeps.
+class CudaPlace : public DeviceMemory {
+ public:
+  CudaPlace(std::shared_ptr<CudaRange> range, uint64_t offset, uint64_t bytes, const char* name);
+  ~CudaPlace() override;
+
+ private:
+  std::shared_ptr<CudaRange> range_;
+  uint64_t offset_;
+};
+
 // Pinned memory of the host that the GPU sees at the same address; grows, losing its content.
 class Pinned {
  public:

@@ -121,9 +121,14 @@ class CudaBackend : public Backend {
   const Inputs& inputs_for(int64_t rows);
 
  private:
+  std::unique_ptr<DeviceMemory> weight_memory(uint64_t bytes);
   void allocate_weight(StoredWeight& weight, int64_t count);
   void drop_recorded(Prepared& prepared);
 
+  // All weights lie in one range, one after another: a product of two matrices (wgmma.h) reads both
+  // through one map, which spans a TB at most. Memory of their own could lie anywhere.
+  std::shared_ptr<CudaRange> weight_range_;
+  uint64_t weights_end_ = 0;
   Pinned upload_[2];
   cudaEvent_t uploaded_[2] = {};
   bool lost_ = false;

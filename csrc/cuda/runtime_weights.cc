@@ -11,6 +11,7 @@ namespace moela::cuda {
 namespace {
 
 constexpr int64_t ALIGNMENT = 256;  // of parts; and so many bytes may be read beyond the last
+constexpr uint64_t GUARD = 4096;    // bytes without use between weights
 constexpr int64_t BUFFER = int64_t{16} << 20;
 constexpr int64_t PIECE = int64_t{1} << 20;  // that a thread copies
 
@@ -52,13 +53,27 @@ int64_t weight_scale_bytes(int32_t dtype, int64_t rows, int64_t cols) {
   }
 }
 
+std::unique_ptr<DeviceMemory> CudaBackend::weight_memory(uint64_t bytes) {
+  if (!weight_range_) {
+    size_t free = 0, total = 0;
+    check(cudaMemGetInfo(&free, &total), "asking the GPU for its memory");
+    weight_range_ = std::make_shared<CudaRange>(device.index, total, "weights");
+  }
+  // Addresses without memory follow where the range has chunks so small, as on an emulated GPU: a
+  // read past the end is noticed there.
+  const uint64_t end = (weights_end_ + GUARD + bytes + GUARD - 1) / GUARD * GUARD;
+  auto memory = std::make_unique<CudaPlace>(weight_range_, end - bytes, bytes, "weights");
+  weights_end_ = end;
+  return memory;
+}
+
 // Sets what the weight's view points to; the bytes come after.
 void CudaBackend::allocate_weight(StoredWeight& weight, int64_t count) {
   moela::Weight& view = weight.view;
   weight.part_bytes = aligned(weight_bytes(view.dtype, view.rows, view.cols));
   weight.scale_part_bytes = aligned(weight_scale_bytes(view.dtype, view.rows, view.cols));
   const uint64_t bytes = count * (weight.part_bytes + weight.scale_part_bytes) + ALIGNMENT;
-  weight.device = device.allocate(bytes, "weights", false);
+  weight.device = weight_memory(bytes);
   view.parts.clear();
   view.scales.clear();
   for (int64_t p = 0; p < count; p++) {

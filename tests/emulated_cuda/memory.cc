@@ -1,5 +1,5 @@
 // Memory of the emulated GPU: fresh memory is poisoned, each allocation ends at a page that may not
-// be touched, and what is free may not be touched either.
+// be touched, and what is free may not be touched either. Some allocations lie far apart.
 #include "memory.h"
 
 #include <link.h>
@@ -32,12 +32,22 @@ std::map<CUmemGenericAllocationHandle, size_t>& chunks() {
 }
 size_t used = 0;
 
+// One beside the others, or somewhere among all addresses: allocations of a process with many
+// models lie in any order, and some of them far apart.
+void* anywhere() {
+  static uint64_t state = 1;
+  state = state * 6364136223846793005ull + 1442695040888963407ull;
+  if (state >> 63) return nullptr;
+  return reinterpret_cast<void*>((state >> 20) % (uint64_t{1} << 46) / PAGE * PAGE);
+}
+
 size_t whole_pages(size_t bytes) { return (bytes + PAGE - 1) / PAGE * PAGE; }
 
 void* allocate(size_t bytes) {
   const size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
   const size_t mapped = whole_pages(rounded) + PAGE;
-  void* pages = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* pages =
+      mmap(anywhere(), mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (pages == MAP_FAILED) return nullptr;
   char* end = static_cast<char*>(pages) + mapped - PAGE;
   mprotect(end, PAGE, PROT_NONE);
@@ -140,12 +150,13 @@ cudaError_t cudaFreeHost(void* data) {
 
 CUresult cuMemGetAllocationGranularity(size_t* granularity, const CUmemAllocationProp*,
                                        CUmemAllocationGranularity_flags) {
-  *granularity = size_t{64} << 10;
+  *granularity = PAGE;
   return CUDA_SUCCESS;
 }
 CUresult cuMemAddressReserve(CUdeviceptr* address, size_t bytes, size_t, CUdeviceptr,
                              unsigned long long) {
-  void* at = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  emulated::Lock lock;
+  void* at = mmap(anywhere(), bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
   *address = reinterpret_cast<CUdeviceptr>(at);
   return CUDA_SUCCESS;

@@ -169,9 +169,7 @@ void start(const Launch& at, Arguments& a) {
   a.shared_row_bytes = static_cast<int32_t>(stream_row_bytes<DTYPE>(a.shared_intermediate));
   const size_t shared =
       RowStream<DTYPE, DEPTH<DTYPE>>::shared_bytes(a.shared_groups + a.top_k * a.groups);
-  check(cudaFuncSetAttribute(decode_down_kernel<DTYPE>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared)),
-        "allowing shared memory");
+  allow_shared(decode_down_kernel<DTYPE>);
   launch(at, decode_down_kernel<DTYPE>, dim3((a.d + STREAM_TILE - 1) / STREAM_TILE),
          dim3(ROW_THREADS), shared, a);
 }

@@ -181,9 +181,7 @@ template <int DTYPE>
 void start(const Launch& at, Arguments& a) {
   a.row_bytes = static_cast<int32_t>(stream_row_bytes<DTYPE>(a.input.k));
   const size_t shared = RowStream<DTYPE, DEPTH, ROUND<DTYPE>>::shared_bytes(a.groups);
-  check(cudaFuncSetAttribute(decode_gate_up_kernel<DTYPE>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-        "allowing shared memory");
+  allow_shared(decode_gate_up_kernel<DTYPE>);
   const int64_t units = a.shared.units + a.shape.top_k * a.routed.units;
   const unsigned blocks = static_cast<unsigned>(units < at.sms ? units : at.sms);
   launch(at, decode_gate_up_kernel<DTYPE>, dim3(blocks), dim3(ROW_THREADS + ROUTE_THREADS), shared,

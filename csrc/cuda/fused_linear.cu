@@ -111,9 +111,7 @@ template <int DTYPE>
 void start(const Launch& at, Arguments& a) {
   a.row_bytes = static_cast<int32_t>(stream_row_bytes<DTYPE>(a.input.k));
   const size_t shared = Stream<DTYPE>::shared_bytes(a.groups);
-  check(cudaFuncSetAttribute(decode_linear_kernel<DTYPE>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-        "allowing shared memory");
+  allow_shared(decode_linear_kernel<DTYPE>);
   const int tiles = (a.n + 7) / 8;
   launch(at, decode_linear_kernel<DTYPE>, dim3(tiles < at.sms ? tiles : at.sms), dim3(ROW_THREADS),
          shared, a);

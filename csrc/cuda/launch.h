@@ -8,6 +8,8 @@
 
 #include <cuda_runtime.h>
 
+#include <mutex>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -37,8 +39,31 @@ void launch(cudaStream_t stream, void (*kernel)(Parameters...), dim3 grid, dim3 
         "launching a kernel");
 }
 
+// Allows a kernel all the dynamic shared memory that there is, once for each device. The limit is
+// the process's: one as large as a single launch needs could be lowered by another model's thread
+// just before that launch.
+template <class... Parameters>
+void allow_shared(void (*kernel)(Parameters...)) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  int device = 0, most = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  std::lock_guard lock(mutex);
+  const std::pair key{reinterpret_cast<const void*>(kernel), device};
+  if (allowed.count(key)) return;
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "asking for a kernel's shared memory");
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "asking for shared memory");
+  most -= static_cast<int>(attributes.sharedSizeBytes);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+        "allowing shared memory");
+  allowed.insert(key);
+}
+
 // Launches `kernel` with its arguments. Dynamic shared memory above 48 KB must have been allowed
-// with cudaFuncSetAttribute before. CLUSTER: what the kernel's __cluster_dims__ says.
+// with allow_shared() before, or one size for good. CLUSTER: what the kernel's __cluster_dims__
+// says.
 template <int CLUSTER = 1, class... Parameters, class... Arguments>
 void launch(const Launch& at, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
             Arguments&&... arguments) {

@@ -244,8 +244,7 @@ void mla_prefill_attend(const Launch& at, const MlaPrefillPass& pass, Tensor q, 
   const int stride = padded(pass.shape.dn + pass.shape.dr);
   const int shared =
       int(sizeof(float)) * ((ROWS + KEYS) * stride + KEYS * int(pass.shape.dv) + ROWS * KEYS);
-  check(cudaFuncSetAttribute(attend, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-        "shared memory of mla_prefill");
+  allow_shared(attend);
   launch(at, &attend, dim3(unsigned(at.sms * 4)), dim3(THREADS), size_t(shared), args);
 }
 

@@ -27,9 +27,7 @@ bool wide_launch(const Launch& at, StreamArguments& a, int64_t most_slots, int64
   a.single = !a.plan && most_slots <= TOKENS;
   const int64_t tiles = most_tiles < 0 ? (most_slots + TOKENS - 1) / TOKENS : most_tiles;
   const int64_t blocks = std::min<int64_t>(tiles * a.row_tiles, at.sms);
-  check(cudaFuncSetAttribute(wide_kernel<DTYPE, TOKENS, WARPS_K, COPY>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-        "allowing shared memory");
+  allow_shared(wide_kernel<DTYPE, TOKENS, WARPS_K, COPY>);
   launch(at, wide_kernel<DTYPE, TOKENS, WARPS_K, COPY>, dim3(static_cast<unsigned>(blocks)),
          dim3(WIDE_THREADS), shared, a);
   return true;

@@ -253,6 +253,12 @@ cudaError_t emulated_launch(const cudaLaunchConfig_t& config, const void* kernel
 cudaError_t emulated_allow_shared(const void* kernel, int bytes) {
   emulated::Lock lock;
   if (bytes > emulated::MOST_SHARED) return cudaErrorInvalidValue;
+  // The limit is the process's: another thread may be about to launch the kernel with more.
+  if (allowed_shared.count(kernel) && bytes < allowed_shared[kernel]) {
+    fprintf(stderr, "emulated CUDA: a kernel's shared memory is lowered from %d to %d bytes\n",
+            allowed_shared[kernel], bytes);
+    return cudaErrorInvalidValue;
+  }
   allowed_shared[kernel] = bytes;
   return cudaSuccess;
 }

@@ -95,6 +95,14 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                          [kernel, all] { std::apply(kernel, all); });
 }
 
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes = 0;  // not known here
+};
+template <class... Parameters>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
+  *attributes = {};
+  return cudaSuccess;
+}
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 cudaError_t emulated_allow_shared(const void* kernel, int bytes);
 template <class... Parameters>

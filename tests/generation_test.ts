@@ -163,7 +163,10 @@ Deno.test("a disposed model ends its generations, and what they had stays readab
     model.generate("Once", ENDLESS),
     model.generate("Once", { ...ENDLESS, cache }),
   ];
-  const forward = model.forward(new Array(4000).fill(5));
+  // One after another: a GPU is done with one before the model is disposed.
+  const forward = (async () => {
+    for (;;) await model.forward(new Array(4000).fill(5));
+  })();
   forward.catch(() => {});
   await wait(30);
   model.dispose();

@@ -128,9 +128,11 @@ export async function assertKnows(
 ) {
   const found = await knowledge(model, type);
   const loss = 100 * (found.perplexity / exact.perplexity - 1);
+  const { name, kernels } = model.inspect().device.info();
+  const where = `${name}, ${kernels}`;
   assert(
     loss <= limits.percent,
-    `perplexity ${found.perplexity} against ${exact.perplexity}: ${loss} %`,
+    `perplexity ${found.perplexity} against ${exact.perplexity}: ${loss} % (${where})`,
   );
   assert(
     found.other.length <= exact.other.length + limits.fewer,

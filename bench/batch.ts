@@ -2,16 +2,18 @@
  * What sharing steps brings: fifty requests of mixed length at once, beside the same one by one.
  * The tokens must be the same; prints tokens a second of both and their ratio, turn by turn.
  *
- * Usage: deno run -A bench/batch.ts [--model models/nano] [--runs 5]
+ * Usage: deno run -A bench/batch.ts [--model models/nano] [--device cpu|cuda|auto] [--runs 5]
  */
 import { parseArgs } from "node:util";
 import { loadModel, type Model } from "../mod.ts";
 import { median } from "./report.ts";
+import { BENCH_DEVICES } from "./source.ts";
 
 const { values } = parseArgs({
   args: Deno.args,
   options: {
     model: { type: "string", default: "models/nano" },
+    device: { type: "string", default: "auto" },
     runs: { type: "string", default: "5" },
   },
 });
@@ -45,7 +47,15 @@ const generate = (model: Model, { tokens, maxTokens, seed }: Request) =>
     reusePrefix: false,
   }).result();
 
-await using model = await loadModel(values.model);
+const device = BENCH_DEVICES.find((name) => name === values.device);
+if (device === undefined) {
+  throw new RangeError(
+    `--device is "${values.device}", and must be one of ${
+      BENCH_DEVICES.join(", ")
+    }`,
+  );
+}
+await using model = await loadModel(values.model, { device });
 const requests = mixedRequests(model.config.vocab_size);
 const total = requests.reduce((sum, { maxTokens }) => sum + maxTokens, 0);
 const rates = { alone: [] as number[], together: [] as number[] };

@@ -22,6 +22,7 @@ import {
 import { bytesPerToken } from "./traffic.ts";
 
 const DECODED = 32;
+const CUDA_KERNELS: readonly string[] = ["generic", "sm90"];
 
 /** What the options ask for, as far as the model takes it. */
 function phasesOf(options: SourceOptions, maximum: number): Phase[] {
@@ -136,8 +137,11 @@ async function main() {
     "bandwidth",
     "peak_rss",
   ]);
-  const { shape, layers, weights, cache } = rows[0];
-  const name = options.name ?? `${shape}-${layers}-${weights}-${cache}`;
+  const { shape, layers, weights, cache, kernels } = rows[0];
+  // A GPU's figures are not to replace the CPU's.
+  const device = CUDA_KERNELS.includes(String(kernels)) ? "cuda-" : "";
+  const name = options.name ??
+    `${device}${shape}-${layers}-${weights}-${cache}`;
   console.log(await writeCsv(name, rows));
 }
 

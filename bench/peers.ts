@@ -261,6 +261,7 @@ async function main() {
     shape: "v2-lite",
     layers,
     weights,
+    device: "cpu",
     threads,
     kernels,
     prefill: [],

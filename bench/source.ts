@@ -23,6 +23,7 @@ export const SOURCE_USAGE = `  --checkpoint DIR  a checkpoint (models/nano)
   --prefill LIST    tokens (128,512,4096); 0: none
   --decode LIST     tokens held before (0,4096,16384)
   --batch LIST      requests that decode at once (1,8)
+  --device NAME     cpu, cuda or auto: cuda where it works (auto)
   --threads N       (all)
   --kernels SET     (the best)
   --runs N          of which the median counts (5)
@@ -41,6 +42,18 @@ export function integer(name: string, text: string): number {
   );
 }
 
+export type BenchDevice = "cpu" | "cuda" | "auto";
+/** What `--device` may be. */
+export const BENCH_DEVICES: readonly BenchDevice[] = ["cpu", "cuda", "auto"];
+const KERNELS = [
+  "reference",
+  "avx2",
+  "avx512",
+  "amx",
+  "generic",
+  "sm90",
+] as const;
+
 /** What the command line says. */
 export interface SourceOptions {
   checkpoint?: string;
@@ -52,8 +65,9 @@ export interface SourceOptions {
   prefill: number[];
   decode: number[];
   batch: number[];
+  device?: BenchDevice;
   threads?: number;
-  kernels?: "reference" | "avx2" | "avx512" | "amx";
+  kernels?: typeof KERNELS[number];
   runs: number;
   name?: string;
 }
@@ -72,6 +86,7 @@ export function parseSource(args: string[]): SourceOptions | undefined {
       prefill: { type: "string", default: "128,512,4096" },
       decode: { type: "string", default: "0,4096,16384" },
       batch: { type: "string", default: "1,8" },
+      device: { type: "string" },
       threads: { type: "string" },
       kernels: { type: "string" },
       runs: { type: "string", default: "5" },
@@ -90,7 +105,7 @@ export function parseSource(args: string[]): SourceOptions | undefined {
       text === "0" ? 0 : integer(option, text)
     );
   const among = <T extends string>(
-    option: "weights" | "cache" | "kernels",
+    option: "weights" | "cache" | "device" | "kernels",
     allowed: readonly T[],
   ): T | undefined => {
     const text = values[option];
@@ -122,8 +137,9 @@ export function parseSource(args: string[]): SourceOptions | undefined {
     prefill: list("prefill").filter((n) => n > 0),
     decode: list("decode"),
     batch: list("batch").filter((n) => n > 0),
+    device: among("device", BENCH_DEVICES),
     threads: number("threads"),
-    kernels: among("kernels", ["reference", "avx2", "avx512", "amx"]),
+    kernels: among("kernels", KERNELS),
     runs: number("runs") ?? 5,
     name,
   };
@@ -133,10 +149,11 @@ export function parseSource(args: string[]): SourceOptions | undefined {
 export async function openModel(
   options: SourceOptions,
 ): Promise<{ model: Model; shape: string }> {
-  const { checkpoint, generated, weights, threads, kernels } = options;
+  const { checkpoint, generated, weights, device, threads, kernels } = options;
   if (!generated) {
     const model = await loadModel(checkpoint ?? NANO, {
       weights,
+      device,
       threads,
       kernels,
     });
@@ -153,7 +170,7 @@ export async function openModel(
     fingerprint: () =>
       Promise.resolve(JSON.stringify([config, SEED, stored, weights])),
     bytes: 1,
-  }, { weights, threads, kernels });
+  }, { weights, device, threads, kernels });
   return { model, shape };
 }
 

@@ -47,6 +47,7 @@ const RUNS: [string[], string, number][] = [
   ],
   [["ops_mla_test"], "/(attends|multiplies).*(generic|sm90)/", 10],
   [["ops_mixed_test"], "/bits.*(generic|sm90)/", 4],
+  [["invariance_test"], "/several models/", 1],
   [["emulated_cuda/small_model"], "/generic|sm90/", 7],
 ];
 

@@ -189,7 +189,10 @@ export async function bindWeights(
     const weight = { ...found, stored, dtype };
     const ref = await native.addWeight(weight, options.control);
     const bytes = names.length * rows * cols * STORED_BYTES[stored];
-    await options.onBytes?.(bytes, stored !== dtype);
+    // What is widened although nobody asked for another type, the router, counts as read.
+    const converted = stored !== dtype &&
+      stored !== running(stored, options.weights);
+    await options.onBytes?.(bytes, converted);
     return ref;
   }
   const matrix = (projection: string, rows: number, cols: number) => {

@@ -174,6 +174,7 @@ void set_up(unsigned first, bool fresh) {
       barrier.waiting.clear();
     }
     block.warps.assign((threads + 31) / 32, Warp{});
+    for (Warp& warp : block.warps) warp.turn = random_bits();
     for (int i = 0; i < threads; i++) {
       Fiber& fiber = fibers[static_cast<size_t>(rank) * threads + i];
       fiber.block = &block;
@@ -193,6 +194,11 @@ void set_up(unsigned first, bool fresh) {
   // Once for each launch, and now and then: it is more than a kernel uses.
   if (fresh || chance(32)) poison_static_shared();
   for (size_t i = ready.size(); i > 1; i--) std::swap(ready[i - 1], ready[random_below(i)]);
+  // Now and then a warp's threads begin one after another, so that it runs ahead of other warps.
+  if (chance(2)) {
+    std::stable_sort(ready.begin(), ready.end(),
+                     [](const Fiber* a, const Fiber* b) { return a->warp->turn < b->warp->turn; });
+  }
   const unsigned strays[] = {1, 8, 64};
   stray = strays[random_below(3)];
 }

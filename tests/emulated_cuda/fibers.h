@@ -1,6 +1,7 @@
 // Threads of a GPU as fibers of one thread of the host. A kernel's blocks run one after another (a
 // cluster's together), a block's threads in an order drawn from a seed: a thread runs until it must
-// wait for others, or gives way, and then any that can run follows. What is missing between two
+// wait for others, or gives way, and then any that can run follows; now and then whole warps begin
+// one after another, so that one runs ahead. What is missing between two
 // threads (a barrier, a wait for a copy) so shows as a wrong result with some seed.
 #pragma once
 
@@ -44,6 +45,7 @@ struct Barrier {
 };
 
 struct Warp {
+  uint64_t turn = 0;  // where warps begin one after another
   int arrived = 0;
   const void* instruction = nullptr;
   void* operands[32];

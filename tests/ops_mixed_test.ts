@@ -71,17 +71,20 @@ for (const kernels of kernelSets) {
         gate: weight(WIDTH, D, 4, EXPERTS),
         up: weight(WIDTH, D, 5, EXPERTS),
         down: weight(D, WIDTH, 6, EXPERTS),
+        sharedGate: weight(2 * WIDTH, D, 12),
+        sharedUp: weight(2 * WIDTH, D, 13),
+        sharedDown: weight(D, 2 * WIDTH, 14),
         postNorm: device.tensor(normals(D, 10)),
         router: device.tensor(normals(EXPERTS * D, 11), EXPERTS, D),
       };
-      const x = normals(rows * D, 7), shared = normals(rows * D, 8);
+      const x = normals(rows * D, 7);
       const factors = normals(rows * CHOSEN, 9).map(Math.abs);
       const chosen = Int32Array.from(
         { length: rows * CHOSEN },
         (_, slot) => (Math.floor(slot / CHOSEN) * 7 + slot) % EXPERTS,
       );
       const layer = (p: ProgramRecorder) => {
-        const input = p.input(D), other = p.input(D);
+        const input = p.input(D);
         const ids = p.input(CHOSEN, "i32"), by = p.input(CHOSEN);
         const table = p.ropeTable(w.frequencies, 1);
         const q = p.linear(input, w.q), latent = p.linear(input, w.kvA);
@@ -97,21 +100,25 @@ for (const kernels of kernelSets) {
         const logits = p.linear(y, w.router);
         const hidden = p.gateUp(y, w.gate, w.up, plan);
         const routed = p.expertDown(hidden, w.down, plan);
-        const sum = p.combine(routed, by, other, input);
+        const shared = p.linear(
+          p.gateUp(y, w.sharedGate, w.sharedUp),
+          w.sharedDown,
+        );
+        const sum = p.combine(routed, by, shared, input);
         const inputs: [ValueRef, Floats | Int32Array<ArrayBuffer>][] = [
           [input, x],
-          [other, shared],
           [ids, chosen],
           [by, factors],
         ];
-        return { inputs, table, q, out, y, logits, routed, sum };
+        return { inputs, table, q, out, y, logits, routed, shared, sum };
       };
       const options = { rows, absorbed, sequences: all };
       const kept = await device.run((p) => {
-        const { inputs, table, q, out, y, logits, routed } = layer(p);
-        return { inputs, outputs: [table, q, out, y, logits, routed] };
+        const { inputs, table, q, out, y, logits, routed, shared } = layer(p);
+        const outputs = [table, q, out, y, logits, routed, shared];
+        return { inputs, outputs };
       }, options);
-      const [table, q, out, y, logits, routed] = kept.outputs;
+      const [table, q, out, y, logits, routed, shared] = kept.outputs;
       const free = await device.run((p) => {
         const { inputs, out, logits, sum } = layer(p);
         return { inputs, outputs: [out, logits, sum] };
@@ -128,6 +135,10 @@ for (const kernels of kernelSets) {
             p.linear(input, w.q),
             p.linear(normed, w.router),
             p.expertDown(hidden, w.down, plan),
+            p.linear(
+              p.gateUp(normed, w.sharedGate, w.sharedUp),
+              w.sharedDown,
+            ),
           ],
         };
       }, options);
@@ -142,6 +153,7 @@ for (const kernels of kernelSets) {
       assertSameBits(logits, alone.outputs[1], "logits");
       assertSameBits(free.outputs[1], logits, "logits, not kept");
       assertSameBits(routed, alone.outputs[2], "experts");
+      assertSameBits(shared, alone.outputs[3], "shared experts");
 
       const { fround } = Math;
       const expected = Float32Array.from({ length: rows * D }, (_, i) => {

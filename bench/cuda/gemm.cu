@@ -169,9 +169,11 @@ __global__ void check_kernel(Check c, uint32_t* worst) {
 void run(const Case& c, const Shape& s, Tensor in, const Weight& weight, const Weight& up,
          const float* residual, Tensor out) {
   if (s.gated) {
-    gate_up_wgmma(c.at, s.n, s.k, s.top_k, s.experts, in, c.plan, weight, up, out);
+    const WgmmaGated part{&weight, &up, out};
+    gate_up_wgmma(c.at, s.k, s.top_k, s.experts, in, c.plan, &part, 1);
   } else if (c.plan) {
-    expert_down_wgmma(c.at, s.n, s.k, s.top_k, s.experts, in, c.plan, weight, out);
+    const WgmmaDown part{&weight, in, out};
+    expert_down_wgmma(c.at, s.top_k, s.experts, c.plan, &part, 1);
   } else {
     const WgmmaLinear part{&weight, residual, out, {}};
     linear_wgmma(c.at, s.k, in, &part, 1);

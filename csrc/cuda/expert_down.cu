@@ -22,7 +22,8 @@ void expert_down(const Launch& at, int32_t rows, int64_t d, int64_t intermediate
   p.absorbed_only = projected && at.absorbed < at.bucket && at.hopper && wgmma_takes(at, down);
   if (!p.absorbed_only) return stream_product(at, p);
   if (at.absorbed > 0 && rows == MOELA_ROWS_ALL) stream_product(at, p);
-  expert_down_wgmma(at, d, intermediate, top_k, experts, in, plan, down, out);
+  const WgmmaDown part{&down, in, out};
+  expert_down_wgmma(at, top_k, experts, plan, &part, 1);
 }
 
 }  // namespace moela::cuda

@@ -69,6 +69,51 @@ struct Products {
   }
 };
 
+// GATE_UP and EXPERT_DOWN with a plan, then GATE_UP and LINEAR without one of the same input: two
+// launches for projected rows alone. The planner keeps what the first two read until the end.
+int32_t experts(CudaBackend& backend, const Program& program, const Prepared& prepared,
+                int32_t index, const Place& place) {
+  if (!place.launch.hopper || place.launch.absorbed > 0 || index + 4 > program.tail) return 0;
+  const moela_op* op = &program.ops[index];
+  const moela_op &up = op[0], &down = op[1], &shared_up = op[2], &shared_down = op[3];
+  if (up.kind != MOELA_OP_GATE_UP || down.kind != MOELA_OP_EXPERT_DOWN ||
+      shared_up.kind != MOELA_OP_GATE_UP || shared_down.kind != MOELA_OP_LINEAR) {
+    return 0;
+  }
+  for (int i = 0; i < 4; i++) {
+    if (op[i].rows != MOELA_ROWS_ALL) return 0;
+  }
+  if (up.in[1] < 0 || down.in[0] != up.out[0] || down.in[1] != up.in[1] ||
+      shared_up.in[0] != up.in[0] || shared_up.in[1] >= 0 ||
+      shared_down.in[0] != shared_up.out[0] || shared_down.in[1] >= 0) {
+    return 0;
+  }
+  Launch at = place.launch;
+  at.bucket = place.rows;
+  const auto weight = [&](const moela_op& of, int i) -> const Weight& {
+    return backend.weights[of.weight[i]];
+  };
+  if (!wgmma_takes(at, weight(up, 0), weight(up, 1)) || !wgmma_takes(at, weight(down, 0)) ||
+      !wgmma_takes(at, weight(shared_up, 0), weight(shared_up, 1)) ||
+      !wgmma_takes(at, weight(shared_down, 0))) {
+    return 0;
+  }
+  const Products products{backend, program, prepared, place};
+  const Tensor x = products.input(up), hidden = products.input(down),
+               shared_hidden = products.input(shared_down);
+  if (hidden.dtype != shared_hidden.dtype) return 0;
+  const int32_t* plan = reinterpret_cast<const int32_t*>(products.at(up.in[1]));
+  const WgmmaGated gated[2] = {
+      {&weight(up, 0), &weight(up, 1), products.tensor(up.out[0])},
+      {&weight(shared_up, 0), &weight(shared_up, 1), products.tensor(shared_up.out[0])}};
+  gate_up_wgmma(at, up.n[1], up.n[2], up.n[3], x, plan, gated, 2);
+  const WgmmaDown downs[2] = {
+      {&weight(down, 0), hidden, products.tensor(down.out[0])},
+      {&weight(shared_down, 0), shared_hidden, products.tensor(shared_down.out[0])}};
+  expert_down_wgmma(at, down.n[2], down.n[3], plan, downs, 2);
+  return 4;
+}
+
 }  // namespace
 
 bool rotates_product(const Program& program, const std::vector<Weight>& weights, bool hopper,
@@ -93,6 +138,7 @@ int32_t execute_mixed(CudaBackend& backend, const Program& program, const Prepar
     execute(backend, program, prepared, index, place);
     return 1;
   };
+  if (const int32_t taken = experts(backend, program, prepared, index, place)) return taken;
   if (!by_wgmma(program, backend.weights, hopper, index)) return alone();
   int32_t count = 1;
   if (by_wgmma(program, backend.weights, hopper, index + 1) && are_pair(program, index)) count = 2;

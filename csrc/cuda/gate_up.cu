@@ -24,7 +24,8 @@ void gate_up(const Launch& at, int32_t rows, int64_t intermediate, int64_t d, in
   p.absorbed_only = projected && at.absorbed < at.bucket && at.hopper && wgmma_takes(at, gate, up);
   if (!p.absorbed_only) return stream_product(at, p);
   if (at.absorbed > 0 && rows == MOELA_ROWS_ALL) stream_product(at, p);
-  gate_up_wgmma(at, intermediate, d, top_k, experts, in, plan, gate, up, out);
+  const WgmmaGated part{&gate, &up, out};
+  gate_up_wgmma(at, d, top_k, experts, in, plan, &part, 1);
 }
 
 }  // namespace moela::cuda

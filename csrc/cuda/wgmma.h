@@ -32,15 +32,26 @@ struct WgmmaLinear {
   Rotation rotation;      // offsets and sizes multiples of 8
 };
 
+struct WgmmaGated {
+  const Weight *gate, *up;
+  Tensor out;
+};
+
+struct WgmmaDown {
+  const Weight* weight;
+  Tensor in, out;
+};
+
 // As linear(), gate_up() and expert_down() of ops.h, for the projected rows. Inputs are BF16 or
 // F32; BF16 is much faster, and both give the same bits. Experts' outputs may be PROJECTED_BF16.
 // One or two matrices of the same rows, the sum of an element being the same either way.
 void linear_wgmma(const Launch&, int64_t k, Tensor in, const WgmmaLinear* parts, int32_t count);
-void gate_up_wgmma(const Launch&, int64_t intermediate, int64_t d, int64_t top_k, int64_t experts,
-                   Tensor in, const int32_t* plan, const Weight& gate, const Weight& up,
-                   Tensor out);
-void expert_down_wgmma(const Launch&, int64_t d, int64_t intermediate, int64_t top_k,
-                       int64_t experts, Tensor in, const int32_t* plan, const Weight& down,
-                       Tensor out);
+// The experts, and the shared ones, which take every row, where `count` is 2: in one launch, with
+// the same sums.
+void gate_up_wgmma(const Launch&, int64_t d, int64_t top_k, int64_t experts, Tensor in,
+                   const int32_t* plan, const WgmmaGated* parts, int32_t count);
+// Inputs of one type.
+void expert_down_wgmma(const Launch&, int64_t top_k, int64_t experts, const int32_t* plan,
+                       const WgmmaDown* parts, int32_t count);
 
 }  // namespace moela::cuda

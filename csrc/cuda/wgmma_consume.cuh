@@ -18,7 +18,7 @@ template <int MB, bool GATED>
 struct WgmmaPieces {
   static constexpr int FEATURES = GATED ? MB * 32 : MB * 64;  // of a consumer
   static constexpr int ROWS = WGMMA_STORE_ROWS<MB>;
-  const WgmmaOut& out;
+  const WgmmaSide& side;
   const int32_t* rows;
   int32_t count;  // of the tile's rows
   int32_t first;  // feature
@@ -28,31 +28,32 @@ struct WgmmaPieces {
     const int piece = i * 128 + threadIdx.x % 128;
     *row = piece / (FEATURES / width);
     *feature = piece % (FEATURES / width) * width;
-    if (begin + *row >= count || first + *feature >= out.n) return -1;
-    return static_cast<int64_t>(rows[begin + *row]) * out.pitch + first + *feature;
+    if (begin + *row >= count || first + *feature >= side.n) return -1;
+    return static_cast<int64_t>(rows[begin + *row]) * side.pitch + first + *feature;
   }
 };
 
-// Rotates the elements of features `feature`, + 1, … of a row that lie in the rotary part of a
+// Features `feature` to `feature` + 3 of a row, rotated where they lie in the rotary part of a
 // head.
-template <int COUNT>
-__device__ __forceinline__ void wgmma_rotate(const Rotation& r, int64_t row, int feature,
-                                             float (&v)[COUNT]) {
+__device__ __forceinline__ float4 wgmma_rotate(const Rotation& r, int64_t row, int feature,
+                                               const float4& v) {
   const int at = feature % r.head_dim - r.offset;
-  if (at < 0 || at >= r.dr) return;
+  if (at < 0 || at >= r.dr) return v;
   const float* table = r.table + row * r.dr + at / 2;
-#pragma unroll
-  for (int i = 0; i < COUNT / 2; i++) {
-    const float2 pair = rotate_pair(v[2 * i], v[2 * i + 1], table[i], table[r.dr / 2 + i]);
-    v[2 * i] = pair.x;
-    v[2 * i + 1] = pair.y;
-  }
+  const float2 cosines = *reinterpret_cast<const float2*>(table);
+  const float2 sines = *reinterpret_cast<const float2*>(table + r.dr / 2);
+  const float2 a = rotate_pair(v.x, v.y, cosines.x, sines.x);
+  const float2 b = rotate_pair(v.z, v.w, cosines.y, sines.y);
+  return {a.x, a.y, b.x, b.y};
+}
+__device__ __forceinline__ float4 wgmma_add(const float4& a, const float4& b) {
+  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
 }
 
 // Writes a consumer's part of a tile, through `room` in shared memory: what a thread holds is
 // scattered. The residuals of some rows are read while those before are written; `out` may be the
 // same memory, since a thread reads what it alone will write.
-template <int MB, bool GATED, int N>
+template <int MB, bool GATED, bool EXTRA, int N>
 __device__ __forceinline__ void wgmma_store(const WgmmaProblem& p, const Tile& tile,
                                             const int32_t* rows, float* room, int group,
                                             const float (&sums)[MB][N / 2]) {
@@ -61,29 +62,27 @@ __device__ __forceinline__ void wgmma_store(const WgmmaProblem& p, const Tile& t
   constexpr int ROWS = Pieces::ROWS;
   constexpr int STRIDE = FEATURES + 4;  // so that a warp's stores meet no bank twice
   constexpr int COUNT = ROWS * FEATURES / 4 / 128;
-  const bool second = !GATED && tile.strip >= p.first_strips;
-  const WgmmaOut& out = p.out[second ? 1 : 0];
-  const int strip = tile.strip - (second ? p.first_strips : 0);
-  const Pieces pieces{out, rows, tile.rows, (strip * 2 + group) * FEATURES};
+  const WgmmaSide& side = p.side[tile.entry < p.dense ? 1 : 0];
+  const Pieces pieces{side, rows, tile.rows, (tile.strip * 2 + group) * FEATURES};
   const int warp = threadIdx.x % 128 / 32;
   const int r = threadIdx.x % 32 / 4;
   const int q = threadIdx.x % 4;
-  constexpr bool CAN_ADD = !GATED && (MB == 1 || N <= WGMMA_WIDEST_ADDING);
-  const bool adds = CAN_ADD && out.residual != nullptr && !out.bf16;
-  const bool rotates = CAN_ADD && out.rotation.table != nullptr;
+  const bool adds = EXTRA && side.residual != nullptr;
+  const bool adds_ahead = adds && !side.out_bf16;
+  const bool rotates = EXTRA && side.rotation.table != nullptr;
   float4 next[COUNT];
   const auto read_residuals = [&](int begin) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
       int row, feature;
       const int64_t at = pieces.at(begin, i, 4, &row, &feature);
-      if (at >= 0) next[i] = *reinterpret_cast<const float4*>(out.residual + at);
+      if (at >= 0) next[i] = *reinterpret_cast<const float4*>(side.residual + at);
     }
   };
 #pragma unroll
   for (int i = 0; i < COUNT; i++) next[i] = {};
   group_sync(group);  // `rows` are there
-  if (adds) read_residuals(0);
+  if (adds_ahead) read_residuals(0);
 #pragma unroll
   for (int begin = 0; begin < N; begin += ROWS) {
     if (begin >= tile.rows) break;
@@ -99,8 +98,8 @@ __device__ __forceinline__ void wgmma_store(const WgmmaProblem& p, const Tile& t
           const float one = sums[mb][i + h];
           const float other = sums[mb][i + 2 + h];
           if constexpr (GATED) {
-            const float gate = p.up_first ? other : one;
-            const float up = p.up_first ? one : other;
+            const float gate = side.up_first ? other : one;
+            const float up = side.up_first ? one : other;
             to[mb * 32 + warp * 8] = __fdividef(gate, 1.0f + __expf(-gate)) * up;
           } else {
             to[mb * 64 + warp * 16] = one;
@@ -110,42 +109,40 @@ __device__ __forceinline__ void wgmma_store(const WgmmaProblem& p, const Tile& t
       }
     }
     group_sync(group);
-    if (out.bf16) {
+    if (side.out_bf16) {
 #pragma unroll
       for (int i = 0; i < COUNT / 2 + COUNT % 2; i++) {
         int row, feature;
         const int64_t at = pieces.at(begin, i, 8, &row, &feature);
         if (at < 0) continue;
-        const float4 a = *reinterpret_cast<const float4*>(room + row * STRIDE + feature);
-        const float4 b = *reinterpret_cast<const float4*>(room + row * STRIDE + feature + 4);
-        float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        if (rotates) wgmma_rotate(out.rotation, rows[begin + row], pieces.first + feature, v);
-        if (CAN_ADD && out.residual != nullptr) {
-#pragma unroll
-          for (int e = 0; e < 8; e++) v[e] += out.residual[at + e];
+        float4 a = *reinterpret_cast<const float4*>(room + row * STRIDE + feature);
+        float4 b = *reinterpret_cast<const float4*>(room + row * STRIDE + feature + 4);
+        if (rotates) {
+          const int64_t to = rows[begin + row];
+          a = wgmma_rotate(side.rotation, to, pieces.first + feature, a);
+          b = wgmma_rotate(side.rotation, to, pieces.first + feature + 4, b);
         }
-        *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(out.data) + at) = {
-            pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
-            pack_bf16(v[6], v[7])};
+        if (adds) {
+          a = wgmma_add(a, *reinterpret_cast<const float4*>(side.residual + at));
+          b = wgmma_add(b, *reinterpret_cast<const float4*>(side.residual + at + 4));
+        }
+        *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(side.out) + at) = {
+            pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w)};
       }
     } else {
       float4 add[COUNT];
 #pragma unroll
       for (int i = 0; i < COUNT; i++) add[i] = next[i];
-      if (adds && begin + ROWS < N) read_residuals(begin + ROWS);
+      if (adds_ahead && begin + ROWS < N) read_residuals(begin + ROWS);
 #pragma unroll
       for (int i = 0; i < COUNT; i++) {
         int row, feature;
         const int64_t at = pieces.at(begin, i, 4, &row, &feature);
         if (at < 0) continue;
         float4 v = *reinterpret_cast<const float4*>(room + row * STRIDE + feature);
-        if (rotates) {
-          float x[4] = {v.x, v.y, v.z, v.w};
-          wgmma_rotate(out.rotation, rows[begin + row], pieces.first + feature, x);
-          v = {x[0], x[1], x[2], x[3]};
-        }
-        if (adds) v = {v.x + add[i].x, v.y + add[i].y, v.z + add[i].z, v.w + add[i].w};
-        *reinterpret_cast<float4*>(static_cast<float*>(out.data) + at) = v;
+        if (rotates) v = wgmma_rotate(side.rotation, rows[begin + row], pieces.first + feature, v);
+        if (adds_ahead) v = wgmma_add(v, add[i]);
+        *reinterpret_cast<float4*>(static_cast<float*>(side.out) + at) = v;
       }
     }
     group_sync(group);
@@ -153,7 +150,7 @@ __device__ __forceinline__ void wgmma_store(const WgmmaProblem& p, const Tile& t
 }
 
 // A consumer's part of one tile whose rows fill N columns.
-template <int MB, bool GATED, int CLUSTER, int N>
+template <int MB, bool GATED, bool EXTRA, int CLUSTER, int N>
 __device__ __forceinline__ void wgmma_tile(const WgmmaProblem& p, WgmmaTables& tables,
                                            WgmmaRing& ring, const Tile& tile, const int32_t* rows,
                                            float* room, int group) {
@@ -165,7 +162,8 @@ __device__ __forceinline__ void wgmma_tile(const WgmmaProblem& p, WgmmaTables& t
 #pragma unroll
       for (int i = 0; i < N / 2; i++) sums[mb][i] = 0;
     }
-    const int blocks = (p.k + WGMMA_K - 1) / WGMMA_K;
+    const int k = p.side[tile.entry < p.dense ? 1 : 0].k;
+    const int blocks = (k + WGMMA_K - 1) / WGMMA_K;
     // One thread of a warp tells each block of the cluster that a stage is free.
     const auto release = [&](uint32_t barrier) {
       if constexpr (CLUSTER == 1) {
@@ -196,30 +194,30 @@ __device__ __forceinline__ void wgmma_tile(const WgmmaProblem& p, WgmmaTables& t
     }
     wgmma_wait<0>();
     release(previous);
-    wgmma_store<MB, GATED, N>(p, tile, rows, room, group, sums);
+    wgmma_store<MB, GATED, EXTRA, N>(p, tile, rows, room, group, sums);
   }
 }
 
 // Multiplies all tiles of this block: one of two warpgroups, each half of a tile's features.
-template <int MB, bool GATED, int CLUSTER>
+template <int MB, bool GATED, bool EXTRA, int CLUSTER>
 __device__ __forceinline__ void wgmma_consume(const WgmmaProblem& p, WgmmaTables& tables,
                                               WgmmaRing ring, float* room, int group) {
   const int rank = CLUSTER == 1 ? 0 : cluster_rank();
-  const int32_t* slots = p.plan == nullptr ? nullptr : p.plan + p.experts + 1;
-  const int tiles = tables.ends[p.experts - 1];
+  const int tiles = tables.ends[p.entries() - 1];
   TileWalk<CLUSTER> walk{tables.first, tables.rows, tables.width, tables.ends, rank};
   int turn = 0;
   for (int t = blockIdx.x / CLUSTER; t < tiles; t += gridDim.x / CLUSTER) {
     const Tile tile = walk.at(t);
     int32_t* rows = tables.out_rows[group][turn];
     turn ^= 1;
+    const bool planned = p.plan != nullptr && tile.entry >= p.dense;
     for (int i = threadIdx.x % 128; i < tile.rows; i += 128) {
-      rows[i] = slots == nullptr ? tile.first + i : slots[tile.first + i];
+      rows[i] = planned ? p.plan[p.experts + 1 + tile.first + i] : tile.first + i;
     }
     switch (__shfl_sync(~0u, wgmma_width(tile.rows), 0)) {
-#define MOELA_WIDTH(N)                                                           \
-  case N:                                                                        \
-    wgmma_tile<MB, GATED, CLUSTER, N>(p, tables, ring, tile, rows, room, group); \
+#define MOELA_WIDTH(N)                                                                  \
+  case N:                                                                               \
+    wgmma_tile<MB, GATED, EXTRA, CLUSTER, N>(p, tables, ring, tile, rows, room, group); \
     break;
       MOELA_WIDTH(16)
       MOELA_WIDTH(32)

@@ -12,23 +12,32 @@ bool wgmma_takes(const Launch& at, const Weight& gate, const Weight& up) {
          apart < (int64_t{1} << 40);
 }
 
-void gate_up_wgmma(const Launch& at, int64_t intermediate, int64_t d, int64_t top_k,
-                   int64_t experts, Tensor in, const int32_t* plan, const Weight& gate,
-                   const Weight& up, Tensor out) {
+namespace {
+
+// Both matrices, the one that lies lower in memory first.
+CUtensorMap gated_map(const WgmmaGated& part, uint32_t features) {
+  const Weight &gate = *part.gate, &up = *part.up;
+  return up.data < gate.data ? pair_map(up, gate, features) : pair_map(gate, up, features);
+}
+
+}  // namespace
+
+void gate_up_wgmma(const Launch& at, int64_t d, int64_t top_k, int64_t experts, Tensor in,
+                   const int32_t* plan, const WgmmaGated* parts, int32_t count) {
   WgmmaProblem problem{};
   problem.counts = at.step.counts;
   problem.plan = plan;
   problem.experts = plan == nullptr ? 1 : static_cast<int32_t>(experts);
   problem.top_k = plan == nullptr ? 1 : static_cast<int32_t>(top_k);
   problem.in_divisor = problem.top_k;
-  problem.k = static_cast<int32_t>(d);
-  problem.up_first = up.data < gate.data;
-  problem.in = in.data;
-  problem.out[0] = wgmma_out(out, intermediate);
-  const Weight& low = problem.up_first ? up : gate;
-  const Weight& high = problem.up_first ? gate : up;
-  launch_wgmma<true>(at, problem, in.dtype,
-                     [&](uint32_t features, int) { return pair_map(low, high, features); });
+  problem.dense = count - 1;
+  for (int32_t i = 0; i < count; i++) {
+    problem.side[i] = wgmma_side(in, d, parts[i].out, parts[i].gate->rows);
+    problem.side[i].up_first = parts[i].up->data < parts[i].gate->data;
+  }
+  launch_wgmma<true, false>(at, problem, in.dtype, [&](uint32_t features, int i) {
+    return gated_map(parts[i], features);
+  });
 }
 
 }  // namespace moela::cuda

@@ -12,13 +12,15 @@ inline bool wgmma_takes_matrix(const Weight& weight) {
          weight.part_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
 }
 
-inline WgmmaOut wgmma_out(Tensor out, int64_t n) {
-  WgmmaOut to{};
-  to.data = out.data;
-  to.n = static_cast<int32_t>(n);
-  to.pitch = to.n * (out.dtype == PROJECTED_BF16 ? 2 : 1);
-  to.bf16 = out.dtype != MOELA_F32;
-  return to;
+inline WgmmaSide wgmma_side(Tensor in, int64_t k, Tensor out, int64_t n) {
+  WgmmaSide side{};
+  side.in = in.data;
+  side.out = out.data;
+  side.k = static_cast<int32_t>(k);
+  side.n = static_cast<int32_t>(n);
+  side.pitch = side.n * (out.dtype == PROJECTED_BF16 ? 2 : 1);
+  side.out_bf16 = out.dtype != MOELA_F32;
+  return side;
 }
 
 // Bytes between parts; any multiple of 16 where there is only one.
@@ -48,15 +50,20 @@ inline CUtensorMap pair_map(const Weight& low, const Weight& high, uint32_t feat
   return tensor_map(low.data, 5, sizes, strides, box);
 }
 
+// Of experts: rows of a wide tile at most, and the rows of one, on average, from which it pays.
+constexpr int32_t WGMMA_EXPERT_WIDE = 144, WGMMA_EXPERT_ROWS = 96;
+// WgmmaProblem::ahead.
+constexpr int32_t WGMMA_AHEAD = 0;
+
 // Tiles of 256 features, weights shared by the two blocks of a cluster, where rows are many: there
 // the second-level cache would hold 128 features back. Measured on an H100; the choice changes no
 // bit.
 inline bool wgmma_wide(int64_t features, int64_t rows, int64_t experts) {
-  if (experts > 1) return rows / experts >= 320;
+  if (experts > 1) return rows / experts >= WGMMA_EXPERT_ROWS;
   return features >= 1024 && rows >= 256 && features * rows >= 2500000;
 }
 
-template <int MB, bool GATED, bool F32, int CLUSTER>
+template <int MB, bool GATED, bool EXTRA, bool F32, int CLUSTER>
 void launch_wgmma(const Launch& at, const CUtensorMap& map, const CUtensorMap& second,
                   WgmmaProblem problem, int32_t widest) {
   // Once for each device.
@@ -65,38 +72,44 @@ void launch_wgmma(const Launch& at, const CUtensorMap& map, const CUtensorMap& s
   check(cudaGetDevice(&device), "asking for the device");
   const uint64_t bit = uint64_t{1} << (device % 64);
   if ((ready.load() & bit) == 0) {
-    check(cudaFuncSetAttribute(wgmma_product<MB, GATED, F32, CLUSTER>,
+    check(cudaFuncSetAttribute(wgmma_product<MB, GATED, EXTRA, F32, CLUSTER>,
                                cudaFuncAttributeMaxDynamicSharedMemorySize, WGMMA_SHARED),
           "asking for shared memory");
     ready |= bit;
   }
   problem.widest = widest;
-  const auto strips = [](int32_t n) { return ((GATED ? 2 * n : n) + MB * 128 - 1) / (MB * 128); };
-  problem.first_strips = strips(problem.out[0].n);
-  problem.strips = problem.first_strips + strips(problem.out[1].n);
-  launch<CLUSTER>(at, wgmma_product<MB, GATED, F32, CLUSTER>, dim3(at.sms / CLUSTER * CLUSTER),
-                  dim3(WGMMA_THREADS), WGMMA_SHARED, map, second, problem);
+  problem.ahead = WGMMA_AHEAD;
+  // Where experts have few rows, wider tiles would leave less room for the weights under way.
+  problem.dense_widest = MB == 1 ? 128 : widest;
+  for (WgmmaSide& side : problem.side) {
+    side.strips = ((GATED ? 2 * side.n : side.n) + MB * 128 - 1) / (MB * 128);
+  }
+  launch<CLUSTER>(at, wgmma_product<MB, GATED, EXTRA, F32, CLUSTER>,
+                  dim3(at.sms / CLUSTER * CLUSTER), dim3(WGMMA_THREADS), WGMMA_SHARED, map, second,
+                  problem);
 }
 
 // `map` makes the map of boxes of so many features, of the first or the second matrix.
-template <bool GATED, class Map>
+template <bool GATED, bool EXTRA, class Map>
 void launch_wgmma(const Launch& at, const WgmmaProblem& problem, int32_t in_dtype, Map map) {
   const int64_t rows = static_cast<int64_t>(at.bucket) * problem.top_k;
-  const int64_t features = int64_t{problem.out[0].n + problem.out[1].n} * (GATED ? 2 : 1);
+  const int64_t features = int64_t{problem.side[0].n + problem.side[1].n} * (GATED ? 2 : 1);
   constexpr int32_t NARROW = WGMMA_WIDEST<1>;
   const auto second = [&](const CUtensorMap& first, uint32_t box) {
-    return problem.out[1].n ? map(box, 1) : first;
+    return problem.dense ? map(box, 1) : first;
   };
   if (wgmma_wide(features, rows, problem.experts) && in_dtype != MOELA_F32) {
-    const int32_t wide = problem.plan != nullptr ? WGMMA_WIDEST<2> : WGMMA_WIDEST_ADDING;
+    // An expert's rows vary: narrower tiles fit them better, and leave room for a stage more.
+    const int32_t wide = problem.plan != nullptr ? WGMMA_EXPERT_WIDE : WGMMA_WIDEST<2>;
     const CUtensorMap first = map(256 / 2, 0);
-    return launch_wgmma<2, GATED, false, 2>(at, first, second(first, 256 / 2), problem, wide);
+    return launch_wgmma<2, GATED, EXTRA, false, 2>(at, first, second(first, 256 / 2), problem,
+                                                   wide);
   }
   const CUtensorMap first = map(128, 0);
   if (in_dtype == MOELA_F32) {
-    launch_wgmma<1, GATED, true, 1>(at, first, second(first, 128), problem, NARROW);
+    launch_wgmma<1, GATED, EXTRA, true, 1>(at, first, second(first, 128), problem, NARROW);
   } else {
-    launch_wgmma<1, GATED, false, 1>(at, first, second(first, 128), problem, NARROW);
+    launch_wgmma<1, GATED, EXTRA, false, 1>(at, first, second(first, 128), problem, NARROW);
   }
 }
 

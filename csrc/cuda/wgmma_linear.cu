@@ -15,32 +15,40 @@ void linear_wgmma(const Launch& at, int64_t k, Tensor in, const WgmmaLinear* par
   problem.experts = 1;
   problem.top_k = 1;
   problem.in_divisor = 1;
-  problem.k = static_cast<int32_t>(k);
-  problem.in = in.data;
+  problem.dense = count - 1;
   for (int32_t i = 0; i < count; i++) {
-    problem.out[i] = wgmma_out(parts[i].out, parts[i].weight->rows);
-    problem.out[i].residual = parts[i].residual;
-    problem.out[i].rotation = parts[i].rotation;
+    problem.side[i] = wgmma_side(in, k, parts[i].out, parts[i].weight->rows);
+    problem.side[i].residual = parts[i].residual;
+    problem.side[i].rotation = parts[i].rotation;
   }
-  launch_wgmma<false>(at, problem, in.dtype, [&](uint32_t features, int i) {
-    return weight_map(*parts[i].weight, features);
-  });
+  bool extra = false;
+  for (int32_t i = 0; i < count; i++) {
+    extra = extra || parts[i].residual != nullptr || parts[i].rotation.table != nullptr;
+  }
+  const auto map = [&](uint32_t features, int i) { return weight_map(*parts[i].weight, features); };
+  if (extra) {
+    launch_wgmma<false, true>(at, problem, in.dtype, map);
+  } else {
+    launch_wgmma<false, false>(at, problem, in.dtype, map);
+  }
 }
 
-void expert_down_wgmma(const Launch& at, int64_t d, int64_t intermediate, int64_t top_k,
-                       int64_t experts, Tensor in, const int32_t* plan, const Weight& down,
-                       Tensor out) {
+void expert_down_wgmma(const Launch& at, int64_t top_k, int64_t experts, const int32_t* plan,
+                       const WgmmaDown* parts, int32_t count) {
   WgmmaProblem problem{};
   problem.counts = at.step.counts;
   problem.plan = plan;
   problem.experts = static_cast<int32_t>(experts);
   problem.top_k = static_cast<int32_t>(top_k);
   problem.in_divisor = 1;
-  problem.k = static_cast<int32_t>(intermediate);
-  problem.in = in.data;
-  problem.out[0] = wgmma_out(out, d);
-  launch_wgmma<false>(at, problem, in.dtype,
-                      [&](uint32_t features, int) { return weight_map(down, features); });
+  problem.dense = count - 1;
+  for (int32_t i = 0; i < count; i++) {
+    const Weight& weight = *parts[i].weight;
+    problem.side[i] = wgmma_side(parts[i].in, weight.cols, parts[i].out, weight.rows);
+  }
+  launch_wgmma<false, false>(at, problem, parts[0].in.dtype, [&](uint32_t features, int i) {
+    return weight_map(*parts[i].weight, features);
+  });
 }
 
 }  // namespace moela::cuda

@@ -22,10 +22,7 @@ __device__ __forceinline__ void wgmma_produce(const CUtensorMap& first, const CU
   const int chunk = thread % 8;
   const int row = thread / 8;
   const uint32_t place = MB * 16384 + row * 128 + ((chunk ^ (row % 8)) * 16);
-  const int blocks = (p.k + WGMMA_K - 1) / WGMMA_K;
-  const int row_chunks = p.k / 8;
-  const int32_t* slots = p.plan == nullptr ? nullptr : p.plan + p.experts + 1;
-  const int tiles = tables.ends[p.experts - 1];
+  const int tiles = tables.ends[p.entries() - 1];
   TileWalk<CLUSTER> walk{tables.first, tables.rows, tables.width, tables.ends, rank};
   int turn = 0;
   for (int t = blockIdx.x / CLUSTER; t < tiles; t += gridDim.x / CLUSTER) {
@@ -33,31 +30,46 @@ __device__ __forceinline__ void wgmma_produce(const CUtensorMap& first, const CU
     // Nobody reads the table of two tiles before any more.
     int32_t* rows = tables.in_rows[turn];
     turn ^= 1;
+    const bool dense = tile.entry < p.dense;
+    const WgmmaSide& side = p.side[dense ? 1 : 0];
+    const int row_chunks = side.k / 8;
     for (int r = thread; r < wgmma_width(tile.rows); r += 128) {
       // Rows past the tile's last repeat it up to the instruction's width.
       int index = tile.first + max(0, min(r, tile.rows - 1));
-      if (slots != nullptr) index = slots[index] / p.in_divisor;
+      if (p.plan != nullptr && !dense) index = p.plan[p.experts + 1 + index] / p.in_divisor;
       rows[r] = index * row_chunks;
     }
     named_sync<128>(3);
+    const int blocks = (side.k + WGMMA_K - 1) / WGMMA_K;
     for (int block = 0; block < blocks; block++) {
       const uint32_t full = shared_address(&tables.full[ring.stage]);
       barrier_wait(shared_address(&tables.empty[ring.stage]), ring.parity ^ 1);
       const uint32_t to = ring.address();
       if (thread == 0) {
         barrier_arrive_expect(full, MB * 16384);
+        const CUtensorMap* map = dense ? &second : &first;
+        const int part = dense ? 0 : tile.entry - p.dense;
+        const int feature = tile.strip * MB * 128 + rank * SHARE;
         if constexpr (GATED) {
-          tensor_copy(to + rank * SHARE * 128, &first, full, MASK, block * WGMMA_K, 0, 0,
-                      (tile.strip * MB * 128 + rank * SHARE) / 16, tile.expert);
+          tensor_copy(to + rank * SHARE * 128, map, full, MASK, block * WGMMA_K, 0, 0, feature / 16,
+                      part);
         } else {
-          const bool other = tile.strip >= p.first_strips;
-          tensor_copy(
-              to + rank * SHARE * 128, other ? &second : &first, full, MASK, block * WGMMA_K,
-              (tile.strip - (other ? p.first_strips : 0)) * MB * 128 + rank * SHARE, tile.expert);
+          tensor_copy(to + rank * SHARE * 128, map, full, MASK, block * WGMMA_K, feature, part);
+        }
+      }
+      // What is read once comes from far: it is on its way to the second-level cache before.
+      if (thread == 32 && p.ahead > 0 && block + p.ahead < blocks) {
+        const CUtensorMap* map = dense ? &second : &first;
+        const int part = dense ? 0 : tile.entry - p.dense;
+        const int feature = tile.strip * MB * 128 + rank * SHARE;
+        if constexpr (GATED) {
+          tensor_prefetch(map, (block + p.ahead) * WGMMA_K, 0, 0, feature / 16, part);
+        } else {
+          tensor_prefetch(map, (block + p.ahead) * WGMMA_K, feature, part);
         }
       }
       const bool valid = block * 8 + chunk < row_chunks;
-      const char* in = static_cast<const char*>(p.in) +
+      const char* in = static_cast<const char*>(side.in) +
                        (valid ? static_cast<int64_t>(block) * WGMMA_K * ELEMENT : 0);
 #pragma unroll
       for (int i = 0; i < ROUNDS; i++) {

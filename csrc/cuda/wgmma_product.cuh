@@ -8,9 +8,11 @@
 // one warpgroup brings operands into a ring of stages of 64 of k (weights by the copy engine, rows
 // gathered 16 bytes a thread), two multiply.
 //
-// A second matrix of the same rows may follow, with an output of its own: its strips come after the
-// first's.
+// A second matrix for all rows may go along, with input and output of its own: latents beside
+// queries, the shared experts beside the chosen ones. Its tiles come first.
 //
+// EXTRA: what leaves may be rotated and have a residual added, which others do without, for the
+// registers and the time that it takes.
 // GATED: features come in pairs of a gate and an up matrix, eight and eight in turn, so that the
 // two of a pair meet in one thread: out = silu(gate) * up.
 #pragma once
@@ -27,7 +29,7 @@ namespace moela::cuda {
 #define MOELA_CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
 #endif
 
-template <int MB, bool GATED, bool F32, int CLUSTER>
+template <int MB, bool GATED, bool EXTRA, bool F32, int CLUSTER>
 __global__ MOELA_CLUSTER(CLUSTER)
     __launch_bounds__(WGMMA_THREADS,
                       1) void wgmma_product(const __grid_constant__ CUtensorMap map,
@@ -39,7 +41,7 @@ __global__ MOELA_CLUSTER(CLUSTER)
       *reinterpret_cast<WgmmaTables*>(shared + WGMMA_RING<MB> + 2 * WGMMA_STORE<MB>);
   if (threadIdx.x == 0) {
     tensor_map_prefetch(&map);
-    if (p.strips > p.first_strips) tensor_map_prefetch(&second);
+    if (p.dense) tensor_map_prefetch(&second);
     tables.widest = 16;
     for (int s = 0; s < WGMMA_STAGES; s++) {
       barrier_init(shared_address(&tables.full[s]), 129);  // the producers, and the copy engine
@@ -57,12 +59,12 @@ __global__ MOELA_CLUSTER(CLUSTER)
                        min(WGMMA_STAGES, WGMMA_RING<MB> / stage_bytes)};
   const int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (group == 0) {
-    registers_dec<WGMMA_PRODUCER_REGISTERS<MB>>();
+    registers_dec<WGMMA_PRODUCER_REGISTERS>();
     wgmma_produce<MB, GATED, F32, CLUSTER>(map, second, p, tables, ring);
   } else {
-    registers_inc<WGMMA_CONSUMER_REGISTERS<MB>>();
+    registers_inc<WGMMA_CONSUMER_REGISTERS>();
     float* room = reinterpret_cast<float*>(shared + WGMMA_RING<MB> + (group - 1) * WGMMA_STORE<MB>);
-    wgmma_consume<MB, GATED, CLUSTER>(p, tables, ring, room, group - 1);
+    wgmma_consume<MB, GATED, EXTRA, CLUSTER>(p, tables, ring, room, group - 1);
   }
   // Its neighbours may still arrive at this block's barriers.
   if constexpr (CLUSTER > 1) cluster_sync();

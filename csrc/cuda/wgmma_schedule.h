@@ -63,7 +63,7 @@ MOELA_BOTH RowTiles cut_matrix(int32_t rows, int32_t widest, int32_t cluster, in
 }
 
 struct Tile {
-  int32_t expert;
+  int32_t entry;  // an expert, or another matrix
   int32_t strip;
   int32_t first;  // index of its first slot, or its first row
   int32_t rows;   // may be 0
@@ -79,18 +79,18 @@ struct TileWalk {
   const int32_t* width;
   const int32_t* ends;
   int32_t rank;
-  int32_t expert = 0;
+  int32_t entry = 0;
   int32_t base = 0;
 
   MOELA_BOTH Tile at(int32_t t) {
-    while (t >= ends[expert]) base = ends[expert++];
-    const int32_t count = rows[expert];
-    const int32_t columns = width[expert];
+    while (t >= ends[entry]) base = ends[entry++];
+    const int32_t count = rows[entry];
+    const int32_t columns = width[entry];
     const int32_t cuts = (count + CLUSTER * columns - 1) / (CLUSTER * columns);
     const int32_t strip = (t - base) / cuts;
     const int32_t begin = ((t - base - strip * cuts) * CLUSTER + rank) * columns;
     const int32_t left = count - begin;
-    return {expert, strip, first[expert] + (left > 0 ? begin : count - 1),
+    return {entry, strip, first[entry] + (left > 0 ? begin : count - 1),
             left < 0         ? 0
             : left < columns ? left
                              : columns};

@@ -18,22 +18,23 @@ constexpr int WGMMA_STAGES = 8;  // at most; as many as fit the launch's widest 
 template <int MB>
 constexpr int WGMMA_STORE_ROWS = 32 / MB;  // rows that a consumer lays out at a time
 
-template <int MB>
-constexpr int WGMMA_WIDEST = MB == 1 ? 256 : 208;  // rows of a tile at most
-// Above, a consumer has no registers left for residuals.
-constexpr int WGMMA_WIDEST_ADDING = 192;
-template <int MB>
-constexpr int WGMMA_PRODUCER_REGISTERS = MB == 1 ? 40 : 24;
-template <int MB>
-constexpr int WGMMA_CONSUMER_REGISTERS = MB == 1 ? 232 : 240;
+constexpr int WGMMA_PRODUCER_REGISTERS = 40;
+constexpr int WGMMA_CONSUMER_REGISTERS = 232;
 
-// Where a product goes.
-struct WgmmaOut {
-  void* data;
+template <int MB>
+constexpr int WGMMA_WIDEST = MB == 1 ? 256 : 192;  // rows of a tile at most
+
+// One of the two matrices of a launch, or a matrix an expert.
+struct WgmmaSide {
+  const void* in;
+  void* out;
   const float* residual;
-  int32_t n;      // features
-  int32_t pitch;  // elements from one row to the next
-  int32_t bf16;
+  int32_t k;
+  int32_t n;       // features of `out`
+  int32_t pitch;   // elements from one of its rows to the next
+  int32_t strips;  // tiles of features
+  int32_t out_bf16;
+  int32_t up_first;  // GATED: the map's pairs are up, gate
   Rotation rotation;
 };
 
@@ -43,22 +44,23 @@ struct WgmmaProblem {
   int32_t experts;      // 1 without a plan
   int32_t top_k;
   int32_t in_divisor;  // slot / in_divisor is its row of `in`
-  int32_t k;
-  int32_t strips;        // tiles of features
-  int32_t first_strips;  // of the first matrix; those of the second follow
-  int32_t up_first;      // GATED: the map's pairs are up, gate
-  int32_t widest;        // rows of a tile at most
-  const void* in;
-  WgmmaOut out[2];  // of the first and of the second matrix
+  int32_t dense;       // 1: the second matrix takes all rows, as if it were an expert before all
+  int32_t ahead;       // blocks of k by which weights are asked for early, beside the stages
+  int32_t widest;      // rows of a tile at most
+  int32_t dense_widest;
+  WgmmaSide side[2];  // of the experts, or of the only matrix; of the second
+
+  __host__ __device__ int entries() const { return dense + experts; }
 };
 
 struct WgmmaTables {
   uint64_t full[WGMMA_STAGES];
   uint64_t empty[WGMMA_STAGES];
-  int32_t first[WGMMA_EXPERTS];  // index of an expert's first projected slot, or the first row
-  int32_t rows[WGMMA_EXPERTS];
-  int32_t width[WGMMA_EXPERTS];
-  int32_t ends[WGMMA_EXPERTS];  // tiles of this expert and those before it
+  // Of the second matrix, where there is one, and of each expert:
+  int32_t first[WGMMA_EXPERTS + 1];  // index of its first projected slot, or the first row
+  int32_t rows[WGMMA_EXPERTS + 1];
+  int32_t width[WGMMA_EXPERTS + 1];
+  int32_t ends[WGMMA_EXPERTS + 1];  // tiles up to here
   int32_t widest;
   int32_t out_rows[2][2][256];  // of a consumer's tile; two tiles in turn
   int32_t in_rows[2][256];      // where the producers' tile has its rows, in 8 elements
@@ -90,21 +92,23 @@ __device__ __forceinline__ RowTiles cut_matrix_by_warp(int rows, int widest, int
   return {__shfl_sync(~0u, mine.cut.count, best), __shfl_sync(~0u, mine.cut.width, best)};
 }
 
-// The schedule of a single matrix; all threads.
+// The schedule of one matrix or two; all threads.
 template <int CLUSTER>
 __device__ __forceinline__ void wgmma_schedule_matrix(const WgmmaProblem& p, WgmmaTables& tables) {
   if (threadIdx.x < 32) {
     const int begin = p.counts->n_absorbed;
     const int rows = p.counts->n_rows - begin;
+    const int strips = p.side[0].strips + (p.dense ? p.side[1].strips : 0);
     RowTiles cut{0, 16};
-    if (rows > 0) cut = cut_matrix_by_warp(rows, p.widest, CLUSTER, p.strips, gridDim.x);
-    if (threadIdx.x == 0) {
-      tables.first[0] = begin;
-      tables.rows[0] = rows;
-      tables.width[0] = cut.width;
-      tables.ends[0] = cut.count * p.strips;
-      tables.widest = wgmma_width(cut.width);
+    if (rows > 0) cut = cut_matrix_by_warp(rows, p.widest, CLUSTER, strips, gridDim.x);
+    const int entry = threadIdx.x;
+    if (entry < p.entries()) {
+      tables.first[entry] = begin;
+      tables.rows[entry] = rows;
+      tables.width[entry] = cut.width;
+      tables.ends[entry] = cut.count * (entry < p.dense ? p.side[1].strips : strips);
     }
+    if (threadIdx.x == 0) tables.widest = wgmma_width(cut.width);
   }
   __syncthreads();
 }
@@ -114,29 +118,34 @@ template <int CLUSTER>
 __device__ __forceinline__ void wgmma_schedule(const WgmmaProblem& p, WgmmaTables& tables) {
   if (p.plan == nullptr) return wgmma_schedule_matrix<CLUSTER>(p, tables);
   const int begin = p.counts->n_absorbed;
-  for (int e = threadIdx.x; e < p.experts; e += WGMMA_THREADS) {
-    const int last = p.plan[e + 1];
-    const int first = first_slot(p.plan + p.experts + 1, p.plan[e], last, begin, p.top_k);
-    const int rows = last - first;
-    const RowTiles cut = cut_expert(rows, p.widest, CLUSTER);
-    tables.first[e] = first;
-    tables.rows[e] = rows;
-    tables.width[e] = cut.width;
-    tables.ends[e] = cut.count * p.strips;
+  const int entries = p.entries();
+  for (int entry = threadIdx.x; entry < entries; entry += WGMMA_THREADS) {
+    const bool dense = entry < p.dense;
+    int first = begin, last = p.counts->n_rows;
+    if (!dense) {
+      const int e = entry - p.dense;
+      last = p.plan[e + 1];
+      first = first_slot(p.plan + p.experts + 1, p.plan[e], last, begin, p.top_k);
+    }
+    const RowTiles cut = cut_expert(last - first, dense ? p.dense_widest : p.widest, CLUSTER);
+    tables.first[entry] = first;
+    tables.rows[entry] = last - first;
+    tables.width[entry] = cut.width;
+    tables.ends[entry] = cut.count * p.side[dense ? 1 : 0].strips;
     if (cut.count > 0) atomicMax(&tables.widest, wgmma_width(cut.width));
   }
   __syncthreads();
   if (threadIdx.x < 32) {
     int before = 0;
-    for (int base = 0; base < p.experts; base += 32) {
+    for (int base = 0; base < entries; base += 32) {
       const int e = base + threadIdx.x;
-      int sum = e < p.experts ? tables.ends[e] : 0;
+      int sum = e < entries ? tables.ends[e] : 0;
       for (int distance = 1; distance < 32; distance *= 2) {
         const int other = __shfl_up_sync(~0u, sum, distance);
         if (static_cast<int>(threadIdx.x) >= distance) sum += other;
       }
       sum += before;
-      if (e < p.experts) tables.ends[e] = sum;
+      if (e < entries) tables.ends[e] = sum;
       before = __shfl_sync(~0u, sum, 31);
     }
   }

@@ -301,6 +301,10 @@ std::vector<Life> lifetimes(const Program& program) {
   };
   for (int32_t i = 0; i < n_ops; i++) {
     for (int32_t id : program.ops[i].in) use(id, i);
+    // A device may do the shared experts, which come next, at once with these.
+    if (program.ops[i].kind == MOELA_OP_EXPERT_DOWN && i + 2 < program.tail) {
+      for (int32_t id : program.ops[i].in) use(id, i + 2);
+    }
     for (int32_t id : program.ops[i].out) use(id, i);
   }
   for (size_t id = 0; id < lives.size(); id++) {

@@ -60,9 +60,9 @@ void check_tiles(std::mt19937& random, bool grouped) {
     for (int32_t t = 0; t < end; t++) {
       const Tile tile = walk.at(t);
       require(tile.strip >= 0 && tile.strip < strips, "a strip is out of range");
-      require(tile.rows >= 0 && tile.rows <= width[tile.expert], "a tile is too wide");
-      require(tile.first >= first[tile.expert] &&
-                  tile.first + tile.rows <= first[tile.expert] + rows[tile.expert],
+      require(tile.rows >= 0 && tile.rows <= width[tile.entry], "a tile is too wide");
+      require(tile.first >= first[tile.entry] &&
+                  tile.first + tile.rows <= first[tile.entry] + rows[tile.entry],
               "a tile has another expert's rows");
       for (int32_t i = 0; i < tile.rows; i++) seen[(tile.first + i) * strips + tile.strip]++;
     }

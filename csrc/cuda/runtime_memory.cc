@@ -3,6 +3,7 @@
 #include <cuda.h>
 
 #include <algorithm>
+#include <mutex>
 
 #include "cuda/launch.h"
 #include "runtime/error.h"
@@ -75,6 +76,12 @@ void check_driver(CUresult result, uint64_t bytes, const char* name) {
 // Of a pool a chunk is some pages of a large model; small pools get the least there is.
 constexpr uint64_t LARGE_CHUNK = uint64_t{16} << 20;
 constexpr uint64_t LARGE_RANGE = uint64_t{1} << 32;  // more than this is large
+// What a range may hold without a user: the pages of some thousand tokens.
+constexpr uint64_t MOST_IDLE = uint64_t{1} << 28;
+
+// Of all models' ranges: one may have to give memory back for another.
+std::recursive_mutex ranges_mutex;
+std::vector<CudaRange*> ranges;
 
 }  // namespace
 
@@ -89,7 +96,12 @@ void check_memory(cudaError_t error, uint64_t bytes, const char* name) {
 CudaMemory::CudaMemory(int device, uint64_t bytes, const char* name) : device_(device) {
   if (bytes == 0) return;
   void* data = nullptr;
-  check_memory(cudaMalloc(&data, bytes), bytes, name);
+  cudaError_t error = cudaMalloc(&data, bytes);
+  if (error == cudaErrorMemoryAllocation && CudaRange::give_back(device)) {
+    cudaGetLastError();
+    error = cudaMalloc(&data, bytes);
+  }
+  check_memory(error, bytes, name);
   data_ = static_cast<char*>(data);
   bytes_ = bytes;
   // Done before anything that any stream does later.
@@ -119,9 +131,13 @@ CudaRange::CudaRange(int device, uint64_t bytes, const char* name, bool fine)
   data_ = reinterpret_cast<char*>(address);
   bytes_ = bytes;
   chunks_.resize(chunks);
+  std::lock_guard lock(ranges_mutex);
+  ranges.push_back(this);
 }
 
 CudaRange::~CudaRange() {
+  std::lock_guard lock(ranges_mutex);
+  ranges.erase(std::find(ranges.begin(), ranges.end(), this));
   cudaSetDevice(device_);
   for (uint64_t chunk = 0; chunk < chunks_.size(); chunk++) {
     if (chunks_[chunk].handle) unmap(chunk);
@@ -129,12 +145,35 @@ CudaRange::~CudaRange() {
   driver().free(reinterpret_cast<CUdeviceptr>(data_), reserved_);
 }
 
+bool CudaRange::give_back(int device) {
+  std::lock_guard lock(ranges_mutex);
+  bool any = false;
+  for (CudaRange* range : ranges) {
+    if (range->device_ != device) continue;
+    for (uint64_t chunk = 0; range->idle_bytes_ > 0; chunk++) {
+      if (!range->chunks_[chunk].handle || range->chunks_[chunk].users > 0) continue;
+      range->unmap(chunk);
+      range->idle_bytes_ -= range->chunk_bytes_;
+      any = true;
+    }
+  }
+  return any;
+}
+
+void CudaRange::clear(uint64_t chunk) {
+  check(cudaMemset(data_ + chunk * chunk_bytes_, 0, chunk_bytes_), "clearing memory of the GPU");
+}
+
 void CudaRange::map(uint64_t chunk) {
   const CUmemAllocationProp prop = properties(device_);
   const CUdeviceptr at = reinterpret_cast<CUdeviceptr>(data_) + chunk * chunk_bytes_;
   CUmemGenericAllocationHandle handle;
-  check_driver(driver().create(&handle, chunk_bytes_, &prop, 0), chunk_bytes_, name_);
-  CUresult result = driver().map(at, chunk_bytes_, 0, handle, 0);
+  CUresult result = driver().create(&handle, chunk_bytes_, &prop, 0);
+  if (result == CUDA_ERROR_OUT_OF_MEMORY && give_back(device_)) {
+    result = driver().create(&handle, chunk_bytes_, &prop, 0);
+  }
+  check_driver(result, chunk_bytes_, name_);
+  result = driver().map(at, chunk_bytes_, 0, handle, 0);
   if (result == CUDA_SUCCESS) {
     CUmemAccessDesc access{};
     access.location = prop.location;
@@ -145,8 +184,6 @@ void CudaRange::map(uint64_t chunk) {
   if (result != CUDA_SUCCESS) driver().release(handle);
   check_driver(result, chunk_bytes_, name_);
   chunks_[chunk].handle = handle;
-  check(cudaMemset(reinterpret_cast<void*>(at), 0, chunk_bytes_), "clearing memory of the GPU");
-  check(cudaStreamSynchronize(nullptr), "clearing memory of the GPU");
 }
 
 void CudaRange::unmap(uint64_t chunk) {
@@ -158,27 +195,44 @@ void CudaRange::unmap(uint64_t chunk) {
 void CudaRange::use(uint64_t offset, uint64_t bytes) {
   if (bytes == 0) return;
   const uint64_t first = offset / chunk_bytes_, last = (offset + bytes - 1) / chunk_bytes_;
+  std::lock_guard lock(ranges_mutex);
+  bool cleared = false;
   for (uint64_t chunk = first; chunk <= last; chunk++) {
+    Chunk& mine = chunks_[chunk];
+    if (mine.users++ > 0) continue;
     try {
-      if (!chunks_[chunk].handle) {
-        cudaSetDevice(device_);
+      cudaSetDevice(device_);
+      if (mine.handle) {
+        idle_bytes_ -= chunk_bytes_;
+      } else {
         map(chunk);
       }
+      clear(chunk);
+      cleared = true;
     } catch (...) {
       // As if it had never been asked for.
-      if (chunk > first) discard(first * chunk_bytes_, (chunk - first) * chunk_bytes_);
+      if (!mine.handle) mine.users = 0;
+      const uint64_t end = chunk + (mine.handle ? 1 : 0);
+      if (end > first) discard(first * chunk_bytes_, (end - first) * chunk_bytes_);
       throw;
     }
-    chunks_[chunk].users++;
   }
+  // Done before anything that any stream does later.
+  if (cleared) check(cudaStreamSynchronize(nullptr), "clearing memory of the GPU");
 }
 
 void CudaRange::discard(uint64_t offset, uint64_t bytes) {
   if (bytes == 0) return;
+  std::lock_guard lock(ranges_mutex);
   cudaSetDevice(device_);
   for (uint64_t chunk = offset / chunk_bytes_; chunk <= (offset + bytes - 1) / chunk_bytes_;
        chunk++) {
-    if (--chunks_[chunk].users == 0) unmap(chunk);
+    if (--chunks_[chunk].users > 0) continue;
+    if (idle_bytes_ + chunk_bytes_ <= MOST_IDLE) {
+      idle_bytes_ += chunk_bytes_;
+    } else {
+      unmap(chunk);
+    }
   }
 }
 

@@ -25,12 +25,14 @@ class CudaMemory : public DeviceMemory {
 };
 
 // A reserved range. Chunks get zeroed memory with the first use() that touches them, and lose it
-// with the last discard().
+// with the last discard(); but some stay for the next use(), since mapping takes longer than
+// clearing, until an allocation fails.
 class CudaRange : public DeviceMemory {
  public:
   // `fine`: in the smallest chunks there are, however large the range.
   CudaRange(int device, uint64_t bytes, const char* name, bool fine = false);
   ~CudaRange() override;
+  CudaRange(const CudaRange&) = delete;
   void use(uint64_t offset, uint64_t bytes) override;
   void discard(uint64_t offset, uint64_t bytes) override;
   // use() of what lies in [0, bytes) and had none yet.
@@ -38,18 +40,24 @@ class CudaRange : public DeviceMemory {
   uint64_t grown() const { return grown_; }
 
  private:
+  // Unmaps what ranges on a GPU hold without a user; says whether there was any.
+  static bool give_back(int device);
+
   void map(uint64_t chunk);
   void unmap(uint64_t chunk);
+  void clear(uint64_t chunk);
 
   struct Chunk {
     uint64_t handle = 0;  // CUmemGenericAllocationHandle
     int32_t users = 0;
   };
+  friend class CudaMemory;
   int device_;
   const char* name_;
   uint64_t chunk_bytes_;
   uint64_t reserved_;
   uint64_t grown_ = 0;
+  uint64_t idle_bytes_ = 0;  // of chunks with memory and without a user
   std::vector<Chunk> chunks_;
 };
 

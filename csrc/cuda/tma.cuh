@@ -50,20 +50,6 @@ __device__ __forceinline__ void tensor_map_prefetch(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// Asks for a box in the second-level cache.
-__device__ __forceinline__ void tensor_prefetch(const CUtensorMap* map, int c0, int c1, int c2) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map),
-               "r"(c0), "r"(c1), "r"(c2)
-               : "memory");
-}
-__device__ __forceinline__ void tensor_prefetch(const CUtensorMap* map, int c0, int c1, int c2,
-                                                int c3, int c4) {
-  asm volatile(
-      "cp.async.bulk.prefetch.tensor.5d.L2.global.tile [%0, {%1, %2, %3, %4, %5}];" ::"l"(map),
-      "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
-      : "memory");
-}
-
 // Boxes of three and of five dimensions, to the blocks of `mask` of the cluster (0: this one
 // alone); each adds its bytes to the barrier's phase there.
 __device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap* map, uint32_t barrier,

@@ -51,16 +51,18 @@ inline CUtensorMap pair_map(const Weight& low, const Weight& high, uint32_t feat
 }
 
 // Of experts: rows of a wide tile at most, and the rows of one, on average, from which it pays.
-constexpr int32_t WGMMA_EXPERT_WIDE = 144, WGMMA_EXPERT_ROWS = 96;
-// WgmmaProblem::ahead.
-constexpr int32_t WGMMA_AHEAD = 0;
+constexpr int32_t WGMMA_EXPERT_WIDE = 128, WGMMA_EXPERT_ROWS = 96;
+// Of the matrix beside them: where experts have few rows, wider tiles would leave less room for the
+// weights under way.
+template <int MB>
+constexpr int32_t WGMMA_DENSE_WIDE = MB == 1 ? 128 : 144;
 
 // Tiles of 256 features, weights shared by the two blocks of a cluster, where rows are many: there
 // the second-level cache would hold 128 features back. Measured on an H100; the choice changes no
 // bit.
-inline bool wgmma_wide(int64_t features, int64_t rows, int64_t experts) {
+inline bool wgmma_wide(int64_t features, int64_t rows, int64_t experts, bool pair) {
   if (experts > 1) return rows / experts >= WGMMA_EXPERT_ROWS;
-  return features >= 1024 && rows >= 256 && features * rows >= 2500000;
+  return features >= 1024 && rows >= 256 && features * rows >= (pair ? 1800000 : 2500000);
 }
 
 template <int MB, bool GATED, bool EXTRA, bool F32, int CLUSTER>
@@ -78,9 +80,7 @@ void launch_wgmma(const Launch& at, const CUtensorMap& map, const CUtensorMap& s
     ready |= bit;
   }
   problem.widest = widest;
-  problem.ahead = WGMMA_AHEAD;
-  // Where experts have few rows, wider tiles would leave less room for the weights under way.
-  problem.dense_widest = MB == 1 ? 128 : widest;
+  problem.dense_widest = WGMMA_DENSE_WIDE<MB>;
   for (WgmmaSide& side : problem.side) {
     side.strips = ((GATED ? 2 * side.n : side.n) + MB * 128 - 1) / (MB * 128);
   }
@@ -98,7 +98,7 @@ void launch_wgmma(const Launch& at, const WgmmaProblem& problem, int32_t in_dtyp
   const auto second = [&](const CUtensorMap& first, uint32_t box) {
     return problem.dense ? map(box, 1) : first;
   };
-  if (wgmma_wide(features, rows, problem.experts) && in_dtype != MOELA_F32) {
+  if (wgmma_wide(features, rows, problem.experts, problem.dense != 0) && in_dtype != MOELA_F32) {
     // An expert's rows vary: narrower tiles fit them better, and leave room for a stage more.
     const int32_t wide = problem.plan != nullptr ? WGMMA_EXPERT_WIDE : WGMMA_WIDEST<2>;
     const CUtensorMap first = map(256 / 2, 0);

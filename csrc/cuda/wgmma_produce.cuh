@@ -57,17 +57,6 @@ __device__ __forceinline__ void wgmma_produce(const CUtensorMap& first, const CU
           tensor_copy(to + rank * SHARE * 128, map, full, MASK, block * WGMMA_K, feature, part);
         }
       }
-      // What is read once comes from far: it is on its way to the second-level cache before.
-      if (thread == 32 && p.ahead > 0 && block + p.ahead < blocks) {
-        const CUtensorMap* map = dense ? &second : &first;
-        const int part = dense ? 0 : tile.entry - p.dense;
-        const int feature = tile.strip * MB * 128 + rank * SHARE;
-        if constexpr (GATED) {
-          tensor_prefetch(map, (block + p.ahead) * WGMMA_K, 0, 0, feature / 16, part);
-        } else {
-          tensor_prefetch(map, (block + p.ahead) * WGMMA_K, feature, part);
-        }
-      }
       const bool valid = block * 8 + chunk < row_chunks;
       const char* in = static_cast<const char*>(side.in) +
                        (valid ? static_cast<int64_t>(block) * WGMMA_K * ELEMENT : 0);

@@ -45,7 +45,6 @@ struct WgmmaProblem {
   int32_t top_k;
   int32_t in_divisor;  // slot / in_divisor is its row of `in`
   int32_t dense;       // 1: the second matrix takes all rows, as if it were an expert before all
-  int32_t ahead;       // blocks of k by which weights are asked for early, beside the stages
   int32_t widest;      // rows of a tile at most
   int32_t dense_widest;
   WgmmaSide side[2];  // of the experts, or of the only matrix; of the second

@@ -28,8 +28,6 @@ inline CUtensorMap tensor_map(const void* data, uint32_t rank, const uint64_t* s
 
 #if __CUDA_ARCH__ >= 900
 inline void tensor_map_prefetch(const CUtensorMap*) {}
-inline void tensor_prefetch(const CUtensorMap*, int, int, int) {}
-inline void tensor_prefetch(const CUtensorMap*, int, int, int, int, int) {}
 void emulated_tensor_copy(uint32_t to, const CUtensorMap& map, uint32_t barrier, uint16_t mask,
                           const int (&at)[5]);
 inline void tensor_copy(uint32_t to, const CUtensorMap* map, uint32_t barrier, uint16_t mask,

@@ -22,7 +22,7 @@ import {
 import { bytesPerToken } from "./traffic.ts";
 
 const DECODED = 32;
-const CUDA_KERNELS: readonly string[] = ["generic", "sm90"];
+const CUDA_KERNELS: readonly string[] = ["generic", "sm90", "sm90-persistent"];
 
 /** What the options ask for, as far as the model takes it. */
 function phasesOf(options: SourceOptions, maximum: number): Phase[] {

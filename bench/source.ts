@@ -52,6 +52,7 @@ const KERNELS = [
   "amx",
   "generic",
   "sm90",
+  "sm90-persistent",
 ] as const;
 
 /** What the command line says. */

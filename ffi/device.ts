@@ -39,7 +39,11 @@ export interface NativeDeviceInfo {
 }
 
 const kernelNames = Object.keys(KernelSet) as KernelSetName[];
-const cudaKernels: readonly (KernelSetName | undefined)[] = ["generic", "sm90"];
+const cudaKernels: readonly (KernelSetName | undefined)[] = [
+  "generic",
+  "sm90",
+  "sm90-persistent",
+];
 
 /** Which library runs a device, and its number there. */
 function parseDevice(

@@ -39,6 +39,7 @@ export const KernelSet = {
   amx: 4,
   generic: 5,
   sm90: 6,
+  "sm90-persistent": 7,
 } as const;
 
 /** A name of {@link KernelSet}. */

@@ -41,12 +41,13 @@ CudaDevice::CudaDevice(const moela_device_options& options)
   }
   const int32_t wanted = options.kernels;
   if (wanted != MOELA_KERNELS_AUTO && wanted != MOELA_KERNELS_GENERIC &&
-      (wanted != MOELA_KERNELS_SM90 || major_ != 9)) {
+      ((wanted != MOELA_KERNELS_SM90 && wanted != MOELA_KERNELS_SM90_PERSISTENT) || major_ != 9)) {
     throw Error(MOELA_ERR_DEVICE,
                 format("kernels '%s' are not available on %s; these are: %s", kernels_name(wanted),
-                       prop.name, major_ == 9 ? "sm90, generic" : "generic"));
+                       prop.name, major_ == 9 ? "sm90, sm90-persistent, generic" : "generic"));
   }
   hopper = major_ == 9 && wanted != MOELA_KERNELS_GENERIC;
+  persistent = wanted == MOELA_KERNELS_SM90_PERSISTENT;
   can_overlap = major_ >= 9;
 }
 
@@ -56,7 +57,9 @@ void CudaDevice::query(moela_device_info& info) {
   select();
   size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total), "asking the GPU for its memory");
-  info.kernels = hopper ? MOELA_KERNELS_SM90 : MOELA_KERNELS_GENERIC;
+  info.kernels = persistent ? MOELA_KERNELS_SM90_PERSISTENT
+                 : hopper   ? MOELA_KERNELS_SM90
+                            : MOELA_KERNELS_GENERIC;
   info.available = 1 << MOELA_KERNELS_GENERIC | (major_ == 9 ? 1 << MOELA_KERNELS_SM90 : 0);
   info.memory_total = total;
   info.memory_free = free;

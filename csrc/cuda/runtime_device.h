@@ -28,6 +28,7 @@ class CudaDevice : public moela_device {
   int index = 0;
   int sms = 0;
   bool hopper = false;       // sm_90a kernels may be used
+  bool persistent = false;   // and one launch for the layers of a row: see persistent.cu
   bool can_overlap = false;  // programmatic dependent launch
 
  private:

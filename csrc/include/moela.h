@@ -85,7 +85,10 @@ typedef enum moela_kernels {
   MOELA_KERNELS_AVX512 = 3,
   MOELA_KERNELS_AMX = 4,
   MOELA_KERNELS_GENERIC = 5,
-  MOELA_KERNELS_SM90 = 6
+  MOELA_KERNELS_SM90 = 6,
+  /* sm90, with the layers of a step of one row in one launch where the program allows it: the same
+   * bits. Chosen by name alone */
+  MOELA_KERNELS_SM90_PERSISTENT = 7
 } moela_kernels;
 
 typedef struct moela_device_info {

@@ -11,7 +11,7 @@ namespace moela {
 
 const char* kernels_name(int32_t id) {
   static const char* const names[] = {"auto", "reference", "avx2", "avx512",
-                                      "amx",  "generic",   "sm90"};
+                                      "amx",  "generic",   "sm90", "sm90-persistent"};
   return names[id];
 }
 
@@ -40,7 +40,8 @@ moela_device* moela_device_create(const moela_device_options* options, char* err
   moela_device* device = nullptr;
   guard(err, err_len, [&] {
     require(options && options->size == sizeof *options, "device options of another size");
-    require(options->kernels >= 0 && options->kernels <= MOELA_KERNELS_SM90, "unknown kernels");
+    require(options->kernels >= 0 && options->kernels <= MOELA_KERNELS_SM90_PERSISTENT,
+            "unknown kernels");
     device = open_device(*options);
   });
   return device;

@@ -79,7 +79,7 @@ export interface LoadOptions {
 
 const DEFAULT_BATCH = 64;
 const CPU_KERNELS: readonly string[] = ["reference", "avx2", "avx512", "amx"];
-const CUDA_KERNELS: readonly string[] = ["generic", "sm90"];
+const CUDA_KERNELS: readonly string[] = ["generic", "sm90", "sm90-persistent"];
 
 /** The device that "auto" stands for: where the kernels asked for run, else CUDA when it works. */
 function chooseDevice(

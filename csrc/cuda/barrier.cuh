@@ -120,6 +120,10 @@ __device__ __forceinline__ void bulk_load(uint32_t to, const void* from, int byt
       "l"(from), "r"(bytes), "r"(barrier)
       : "memory");
 }
+// From device memory to the second-level cache.
+__device__ __forceinline__ void bulk_prefetch(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
 __device__ __forceinline__ void bulk_send(uint32_t to, const void* from, int bytes,
                                           uint32_t barrier) {
   asm volatile(

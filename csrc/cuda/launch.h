@@ -81,6 +81,24 @@ void launch(const Launch& at, void (*kernel)(Parameters...), dim3 grid, dim3 blo
   check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...),
         "launching a kernel");
 }
+
+// The same for a kernel whose blocks wait for one another: all of them run at once, or none.
+template <class... Parameters, class... Arguments>
+void launch_together(const Launch& at, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                     size_t shared, Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = at.stream;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...),
+        "launching a kernel");
+}
 #endif
 
 }  // namespace moela::cuda

@@ -105,6 +105,30 @@ template <int THREADS>
 __device__ __forceinline__ void named_arrive(int id) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
 }
+// Words that blocks of a kernel hand to one another, each whole; a pair lies on 16 bytes.
+__device__ __forceinline__ void store_relaxed(uint64_t* to, uint64_t word) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
+}
+__device__ __forceinline__ void store_relaxed_pair(uint64_t* to, ulonglong2 words) {
+  asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(words.x), "l"(words.y)
+               : "memory");
+}
+__device__ __forceinline__ uint64_t load_relaxed(const uint64_t* from) {
+  uint64_t word;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(from));
+  return word;
+}
+__device__ __forceinline__ ulonglong2 load_relaxed_pair(const uint64_t* from) {
+  unsigned long long x, y;
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(x), "=l"(y) : "l"(from));
+  return {x, y};
+}
+// Orders what a block wrote before a word that tells of it, and reads after such a word.
+__device__ __forceinline__ void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+// Asks for the line of device memory at an address, to the second-level cache.
+__device__ __forceinline__ void prefetch_line(const void* at) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
 // In a loop that waits for another thread of the block.
 __device__ __forceinline__ void spin() {}
 

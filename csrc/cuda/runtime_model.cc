@@ -109,6 +109,8 @@ void CudaBackend::pool_added(const moela::Pool& pool) {
 void CudaBackend::drop_recorded(Prepared& program) {
   for (auto& [bucket, recorded] : program.recorded) recorded.destroy();
   program.recorded.clear();
+  program.persistent.reset();
+  program.planned = false;
 }
 
 const Inputs& CudaBackend::inputs_for(int64_t rows) {

@@ -17,6 +17,8 @@ namespace moela::cuda {
 
 // Rows of a step whose launches may be recorded, and of a call of several steps.
 constexpr int DECODE_CAPACITY = 256;
+// Among buckets of rows, the one row whose layers are one launch.
+constexpr int32_t PERSISTENT = 0;
 // Steps of one call that recorded launches can remember the tokens of.
 constexpr int DRAWN_STRIDE = 1024;
 constexpr int MAX_POOLS = 64;
@@ -81,14 +83,19 @@ struct Recorded {
   void destroy();
 };
 
+struct PersistentPlan;
+
 // A program as this GPU runs it.
 struct Prepared {
   std::vector<int32_t> dtypes;  // of values: BF16 where only products read them
   std::vector<int64_t>
       twins;  // of values: where in CudaBackend::twins they are in BF16, too; or -1
   bool recordable = false;
-  std::map<int32_t, Recorded> recorded;  // by bucket of rows
-  const char* workspace = nullptr;       // where the recorded launches expect it
+  std::map<int32_t, Recorded> recorded;  // by bucket of rows; PERSISTENT: one row, one launch
+  // How the layers run in one launch at one row: NULL if they cannot, or nobody has asked yet.
+  std::shared_ptr<PersistentPlan> persistent;
+  bool planned = false;
+  const char* workspace = nullptr;  // where the recorded launches expect it
 };
 
 class CudaBackend : public Backend {

@@ -9,6 +9,7 @@
 #include "cuda/fuse.h"
 #include "cuda/fuse_mixed.h"
 #include "cuda/launch.h"
+#include "cuda/persistent_plan.h"
 #include "runtime/error.h"
 
 namespace moela::cuda {
@@ -52,7 +53,19 @@ Run::Run(CudaBackend& backend, const Program& program, const StepArguments& argu
     for (bucket_ = 1; bucket_ < step.n_rows;) bucket_ *= 2;
     absorbed_ = bucket_;
     if (tail_recorded_) logits_ = bucket_;
+    if (bucket_ == 1 && backend_.device.persistent) find_persistent();
   }
+}
+
+void Run::find_persistent() {
+  if (!prepared_.planned) {
+    prepared_.persistent = plan_persistent(backend_, program_, place());
+    prepared_.planned = true;
+  }
+  const moela_segment& segment = a_.segments[0];
+  const int64_t keys = int64_t{segment.position} + std::max(a_.step->steps, 1);
+  const int32_t cache = backend_.model.pools[segment.pool].view.dtype;
+  if (cache != MOELA_F32 && keys <= PERSISTENT_KEYS) persistent_ = prepared_.persistent.get();
 }
 
 bool Run::cancelled() const {
@@ -206,7 +219,9 @@ void Run::record(cudaGraphExec_t& graph, bool with_tail, bool advancing) {
   check(cudaStreamBeginCapture(backend_.stream, cudaStreamCaptureModeThreadLocal),
         "recording launches");
   try {
-    if (bucket_ == 1) {
+    if (persistent_) {
+      persistent_step(place().launch, persistent_->step, persistent_->scratch->data());
+    } else if (bucket_ == 1) {
       execute_fused(backend_, program_, prepared_, place());
     } else {
       operations(0, program_.tail, place());
@@ -231,13 +246,15 @@ void Run::record(cudaGraphExec_t& graph, bool with_tail, bool advancing) {
   check_memory(error, 0, "recorded launches");
 }
 
+Recorded& Run::recorded() { return prepared_.recorded[persistent_ ? PERSISTENT : bucket_]; }
+
 void Run::replay(cudaGraphExec_t graph) {
   check(cudaGraphLaunch(graph, backend_.stream), "running a step");
 }
 
 void Run::layers() {
   if (!recorded_) return operations(0, program_.tail, place());
-  cudaGraphExec_t& graph = prepared_.recorded[bucket_].layers;
+  cudaGraphExec_t& graph = recorded().layers;
   if (!graph) record(graph, false, false);
   replay(graph);
 }
@@ -270,8 +287,7 @@ void Run::advance_step() {
 
 void Run::whole_step(bool advancing) {
   if (tail_recorded_) {
-    Recorded& recorded = prepared_.recorded[bucket_];
-    cudaGraphExec_t& graph = advancing ? recorded.advancing : recorded.step;
+    cudaGraphExec_t& graph = advancing ? recorded().advancing : recorded().step;
     if (!graph) record(graph, true, advancing);
     return replay(graph);
   }

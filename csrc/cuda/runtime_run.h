@@ -27,6 +27,8 @@ class Run {
   Place tail_place(int32_t block) const;
   int32_t blocks() const;
   bool cancelled() const;
+  void find_persistent();
+  Recorded& recorded();
   void throw_if_cancelled() const;
   void send_aux();
   void receive_entries(int64_t count);
@@ -39,6 +41,8 @@ class Run {
   Control& control_;
   Prepared& prepared_;
   const Inputs& inputs_;
+  // Of one row whose layers run in one launch, or NULL.
+  PersistentPlan* persistent_ = nullptr;
   // Rows, and logits rows, that launches are sized for.
   int32_t bucket_ = 0, logits_ = 0;
   bool recorded_ = false;       // the layers are replayed from recorded launches

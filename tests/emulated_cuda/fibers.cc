@@ -21,7 +21,7 @@ namespace emulated {
 namespace {
 
 constexpr size_t STACK = 128 << 10;
-constexpr int MOST_THREADS = 1024 * 8;
+constexpr int MOST_THREADS = 1024 * 17;
 constexpr size_t SHARED_ROOM = 256 << 10;
 // Times that threads may give way while nothing else happens.
 constexpr int64_t PATIENCE = 50'000'000;
@@ -57,7 +57,7 @@ char* stack_of(size_t number) {
   return stacks + STACK * number;
 }
 char* shared_of(size_t rank) {
-  static char* rooms = map(SHARED_ROOM * 16);
+  static char* rooms = map(SHARED_ROOM * 32);
   return rooms + SHARED_ROOM * rank;
 }
 

@@ -229,6 +229,10 @@ cudaError_t emulated_launch(const cudaLaunchConfig_t& config, const void* kernel
     if (config.attrs[i].id == cudaLaunchAttributeClusterDimension) {
       cluster = static_cast<int>(config.attrs[i].val.clusterDim.x);
     }
+    // Blocks that wait for one another run together, as those of a cluster do.
+    if (config.attrs[i].id == cudaLaunchAttributeCooperative) {
+      cluster = static_cast<int>(grid.x * grid.y * grid.z);
+    }
   }
   const int threads = static_cast<int>(block.x * block.y * block.z);
   const int most = allowed_shared.count(kernel) ? allowed_shared[kernel] : 48 << 10;

@@ -19,6 +19,9 @@ struct alignas(8) uint2 {
 struct uint3 {
   unsigned x, y, z;
 };
+struct alignas(16) ulonglong2 {
+  unsigned long long x, y;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };

@@ -11,6 +11,7 @@ inline void barrier_init_fence() {}
 void barrier_arrive(uint32_t barrier);
 void barrier_arrive_expect(uint32_t barrier, uint32_t bytes);
 void barrier_arrive_copies(uint32_t barrier);
+inline void bulk_prefetch(const void*, int) {}
 void barrier_wait(uint32_t barrier, uint32_t parity);
 
 inline uint32_t cluster_rank() { return emulated::self().block->rank; }

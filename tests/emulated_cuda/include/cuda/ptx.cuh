@@ -61,6 +61,21 @@ template <int THREADS>
 inline void named_arrive(int id) {
   emulated::synchronise(id, THREADS, false);
 }
+inline void prefetch_line(const void*) {}
+inline void store_relaxed(uint64_t* to, uint64_t word) { *to = word; }
+inline void store_relaxed_pair(uint64_t* to, ulonglong2 words) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0) emulated::fail("a pair of words off 16 bytes");
+  to[0] = words.x;
+  to[1] = words.y;
+}
+inline uint64_t load_relaxed(const uint64_t* from) {
+  return *const_cast<const volatile uint64_t*>(from);
+}
+inline ulonglong2 load_relaxed_pair(const uint64_t* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 != 0) emulated::fail("a pair of words off 16 bytes");
+  return {load_relaxed(from), load_relaxed(from + 1)};
+}
+inline void fence_device() {}
 inline void spin() { emulated::give_way(); }
 
 struct EmulatedMatrices {

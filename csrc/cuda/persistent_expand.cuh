@@ -1,0 +1,168 @@
+// What comes after attention in persistent.cu: its parts are merged, and results leave the latent
+// space, with the sums of mla_decode_cluster.cu and mla_expand.cu in the same order.
+#pragma once
+
+#include "cuda/persistent_absorb.cuh"
+#include "cuda/persistent_attend.cuh"
+
+namespace moela::cuda::persistent {
+
+// Splits from which on their merging is a phase of its own.
+constexpr int MANY_SPLITS = 3;
+
+#if __CUDA_ARCH__ >= 900
+// Of a split, for one head and column: the parts' sums merged, relative to 2^max.
+struct Result {
+  float max, sum, o;
+};
+__device__ __forceinline__ Result merge_split(const Arguments& a, const Place& at, uint32_t epoch,
+                                              int split, int head, int column) {
+  const int parts = keys_of(at, split, 0).parts;
+  const int64_t first = int64_t{split} * CLUSTER * HEADS + head;
+  float2 state[CLUSTER];
+  float o[CLUSTER];
+  const auto part = [&](int i) { return first + (i < parts ? i : 0) * HEADS; };
+  receive(state, epoch, [&](int i) { return a.to.states + part(i) * 2; });
+  receive(o, epoch, [&](int i) { return a.to.parts + part(i) * R + column; });
+  Result merged = {-INFINITY, 0, 0};
+#pragma unroll
+  for (int i = 0; i < CLUSTER; i++) {
+    if (i < parts) merged.max = fmaxf(merged.max, state[i].x);
+  }
+#pragma unroll
+  for (int i = 0; i < CLUSTER; i++) {
+    if (i >= parts) continue;
+    const float factor = power2(state[i].x - merged.max);
+    merged.sum = fmaf(state[i].y, factor, merged.sum);
+    merged.o = fmaf(o[i], factor, merged.o);
+  }
+  return merged;
+}
+__device__ __forceinline__ void add_split(Result& to, const Result& split) {
+  const float most = fmaxf(to.max, split.max);
+  const float mine = power2(to.max - most), other = power2(split.max - most);
+  to.max = most;
+  to.sum = fmaf(split.sum, other, to.sum * mine);
+  to.o = fmaf(split.o, other, to.o * mine);
+}
+
+// Merges many splits: 64 columns of a head a block, eight splits at a time.
+template <int DTYPE>
+__device__ __noinline__ void merge_many(int layer) {
+  Shared<DTYPE>& s = shared_memory<DTYPE>();
+  const Arguments& a = s.a;
+  const Place& at = s.place;
+  Result(*room)[R / SLICES] = reinterpret_cast<Result(*)[R / SLICES]>(s.scores);
+  const int lane = threadIdx.x / (R / SLICES), column = threadIdx.x % (R / SLICES);
+  for (int unit = blockIdx.x; unit < a.model.heads * SLICES; unit += gridDim.x) {
+    const int head = unit / SLICES, at_column = unit % SLICES * (R / SLICES) + column;
+    Result total = {-INFINITY, 0, 0};
+    for (int first = 0; first < at.splits; first += SLICES) {
+      if (first + lane < at.splits) {
+        room[lane][column] = merge_split(a, at, s.epoch + layer, first + lane, head, at_column);
+      }
+      sync();
+      if (lane == 0) {
+        for (int i = 0; i < SLICES && first + i < at.splits; i++) add_split(total, room[i][column]);
+      }
+      sync();
+    }
+    if (lane == 0) {
+      send(a.to.merged + head * R + at_column, total.o * (1 / total.sum), s.epoch + layer);
+    }
+  }
+}
+static_assert(SLICES * (R / SLICES) == THREADS, "");
+
+template <int KV_B>
+__device__ __forceinline__ void expand_weights(const Weight& w, int head, int slice,
+                                               uint4 (&out)[4][2]) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int64_t first = int64_t(head) * (DN + DV) + DN + slice * STREAM_TILE + g;
+#pragma unroll
+  for (int step = 0; step < 4; step++) {
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      out[step][j] = weight_eight<KV_B>(w, first + 8 * j, warp * (R / 4) + 32 * step + 8 * t);
+    }
+  }
+}
+
+// Results out of the latent space: 16 of a head's 128 a block.
+template <int DTYPE>
+__device__ __noinline__ void expand(int layer_index) {
+  Shared<DTYPE>& s = shared_memory<DTYPE>();
+  const Arguments& a = s.a;
+  const Place& at = s.place;
+  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4;
+  const int t = lane % 4;
+  const Weight kv_b = kv_b_of(a, s.layers[layer_index % LAYERS]);
+  float* latent = &s.scores[0][0][0];  // [R]
+  float (*partial)[STREAM_TILE] = reinterpret_cast<float (*)[STREAM_TILE]>(latent + R);
+  const int units = a.model.heads * SLICES;
+  const uint32_t epoch = s.epoch + layer_index;
+#pragma unroll 1
+  for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    const int head = unit / SLICES, slice = unit % SLICES;
+    const bool mine = warp < 4;
+    uint4 weights[4][2];
+    if (mine) {
+      expand_weights<KV_B_TYPE<DTYPE>>(kv_b, head, slice, weights);
+    }
+    const uint64_t* states = a.to.states + head * 2 + 1;
+    if (at.splits >= MANY_SPLITS) {
+      float merged[1];
+      receive(merged, epoch, [&](int) { return a.to.merged + head * R + thread; });
+      latent[thread] = merged[0];
+    } else {
+      await_senders(at.splits * CLUSTER, epoch, [&](int i) {
+        const int parts = keys_of(at, i / CLUSTER, 0).parts;
+        return states +
+               (i / CLUSTER * CLUSTER + (i % CLUSTER < parts ? i % CLUSTER : 0)) * HEADS * 2;
+      });
+      if (threadIdx.x < 32) mark_other(layer_index, 7);
+      Result total = {-INFINITY, 0, 0};
+#pragma unroll 1
+      for (int split = 0; split < at.splits; split++) {
+        add_split(total, merge_split(a, at, epoch, split, head, thread));
+      }
+      latent[thread] = total.o * (1 / total.sum);
+    }
+    sync();
+    if (threadIdx.x < 32) mark_other(layer_index, 8);
+    if (mine) {
+      uint2 x[8] = {};
+      if (g == 0) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+          const float4 v = *reinterpret_cast<const float4*>(latent + warp * (R / 4) + 8 * t +
+                                                            i / 2 * 32 + i % 2 * 4);
+          x[i] = {bf16_pair(v.x, v.y), bf16_pair(v.z, v.w)};
+        }
+      }
+      float sums[4] = {};
+#pragma unroll
+      for (int step = 0; step < 4; step++) {
+        const uint4 w = weights[step][0], w8 = weights[step][1];
+        mma_bf16(sums, w.x, w8.x, w.y, w8.y, x[2 * step].x, x[2 * step].y);
+        mma_bf16(sums, w.z, w8.z, w.w, w8.w, x[2 * step + 1].x, x[2 * step + 1].y);
+      }
+      if (t == 0) {
+        partial[warp][g] = sums[0];
+        partial[warp][g + 8] = sums[2];
+      }
+    }
+    sync();
+    if (thread < STREAM_TILE) {
+      float sum = 0;
+#pragma unroll
+      for (int k = 0; k < 4; k++) sum = __fadd_rn(sum, partial[k][thread]);
+      send(a.to.attended + head * DV + slice * STREAM_TILE + thread, sum, epoch);
+    }
+    sync();
+  }
+}
+static_assert(SLICES * STREAM_TILE == DV, "");
+#endif  // __CUDA_ARCH__ >= 900
+
+}  // namespace moela::cuda::persistent

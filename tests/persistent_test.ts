@@ -1,0 +1,91 @@
+/**
+ * With the kernel set sm90-persistent a step of one row runs its layers in one launch
+ * (csrc/cuda/persistent.cu); steps of more rows run operation by operation. Both must give the same bits,
+ * with every type.
+ */
+import { assertEquals } from "@std/assert";
+import type { CacheType, Model, WeightsType } from "../mod.ts";
+import { parseConfig } from "../src/model/config.ts";
+import { buildModel } from "../src/model/load.ts";
+import { generatedSource } from "../src/weights/bind.ts";
+import { type ConfigJson, shapeConfig } from "../bench/shapes.ts";
+import { kernelSets } from "./support/ops.ts";
+
+const here = kernelSets.includes("sm90");
+
+/** V2-Lite's attention, and little of everything else. */
+const SMALL: ConfigJson = {
+  hidden_size: 256,
+  num_hidden_layers: 3,
+  num_attention_heads: 3,
+  intermediate_size: 592,
+  moe_intermediate_size: 144,
+  n_routed_experts: 10,
+  num_experts_per_tok: 3,
+  vocab_size: 320,
+  bos_token_id: 0,
+  eos_token_id: 1,
+};
+
+async function open(
+  shape: string,
+  weights: WeightsType,
+): Promise<Model> {
+  const json = { ...shapeConfig(shape), ...SMALL };
+  const config = parseConfig(json, "config.json");
+  return await buildModel({
+    config,
+    source: () => generatedSource(config, 1, "bf16"),
+    fingerprint: () => Promise.resolve(JSON.stringify([json, weights])),
+    bytes: 0,
+  }, { device: "cuda", kernels: "sm90-persistent", weights });
+}
+
+/** Tokens and log-probabilities of two requests, one after another or together. */
+async function outcomes(
+  model: Model,
+  type: CacheType,
+  length: number,
+  together: boolean,
+) {
+  const prompt = (seed: number) =>
+    Array.from({ length }, (_, i) => 2 + (i * 7 + seed * 31) % 300);
+  const run = async (seed: number) => {
+    using cache = model.createCache({ type });
+    const { tokens, logprobs } = await model.generate(prompt(seed), {
+      cache,
+      maxTokens: 4,
+      temperature: 1,
+      seed,
+      logprobs: 0,
+      ignoreEos: true,
+      reusePrefix: false,
+    }).result();
+    return { tokens, logprobs: logprobs!.map(({ logprob }) => logprob) };
+  };
+  if (together) return await Promise.all([run(1), run(2)]);
+  return [await run(1), await run(2)];
+}
+
+const CASES: [string, WeightsType, CacheType][] = [
+  ["v2-lite", "bf16", "bf16"],
+  ["v2-lite", "fp8", "fp8"],
+  ["v2-lite", "int8", "int8"],
+  ["moonlight", "int4", "int6"],
+  ["moonlight", "bf16", "bf16"],
+];
+
+for (const [shape, weights, cache] of CASES) {
+  Deno.test({
+    name:
+      `a step in one launch gives the bits of one in many (${shape}, ${weights}, cache ${cache}, sm90-persistent)`,
+    ignore: !here,
+    fn: async () => {
+      await using model = await open(shape, weights);
+      for (const length of [5, 70]) {
+        const alone = await outcomes(model, cache, length, false);
+        assertEquals(alone, await outcomes(model, cache, length, true));
+      }
+    },
+  });
+}

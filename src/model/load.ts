@@ -58,7 +58,10 @@ export interface LoadOptions {
   weights?: WeightsType;
   /** CPU threads; default: as many as the process may use. */
   threads?: number;
-  /** "auto" (default): the best that the device has; or a lesser set ("generic": of CUDA). */
+  /**
+   * "auto" (default): the best that the device has; or a lesser set ("generic": of CUDA).
+   * "sm90-persistent": on an H100 or H200, one launch for a token's layers (docs/cuda.md).
+   */
   kernels?: KernelSetName;
   /** Told how the load goes on. */
   onProgress?: (progress: LoadProgress) => void;

@@ -41,6 +41,7 @@ const RUNS: [string[], string, number][] = [
       "ops_cache_types_test",
       "ops_cache_test",
       "ops_router_test",
+      "ops_rows_test",
     ],
     "/generic|sm90/",
     60,

@@ -243,13 +243,15 @@ void check_product(int dtype, int64_t n, int64_t k, bool pair, bool residual) {
     for (int64_t i = 0; i < n; i++) wrong += fused[i] != plain[i];
     report("fused", dtype, n, k, wrong, wrong == 0);
   }
-  // Inputs in bf16.
+  // Inputs in bf16, where many rows may take another kernel.
   p.in.data = xr;
-  const auto rounded = product(p, 70);
+  const auto rounded = product(p, MOST);
   p.in = {xb, MOELA_BF16};
-  const auto halves = product(p, 70);
   wrong = 0;
-  for (int64_t i = 0; i < 70 * n; i++) wrong += rounded[i] != halves[i];
+  for (int rows : {1, 8, 9, 16, 17, 33, 64, 70, 128, 129, 200, MOST}) {
+    const auto halves = product(p, rows);
+    for (int64_t i = 0; i < rows * n; i++) wrong += rounded[i] != halves[i];
+  }
   report("inputs in bf16", dtype, n, k, wrong, wrong == 0);
   for (const void* f :
        {(const void*)p.weight.data, (const void*)p.up.data, (const void*)x, (const void*)xb,
@@ -319,6 +321,25 @@ void check_grouped(int dtype, int experts, int top_k, int rows, int64_t n, int64
     }
   }
   report(pair ? "grouped gate and up" : "grouped", dtype, n, k, wrong, wrong == 0);
+  // Inputs in bf16, and gate and up in the other order.
+  uint16_t* xb;
+  float* xr;
+  OK(cudaMalloc(&xb, slots * k * 2 + 256));
+  OK(cudaMalloc(&xr, slots * k * 4));
+  round_rows<<<1, 1024>>>(static_cast<const float*>(p.in.data), xb, xr, slots * k);
+  wrong = 0;
+  for (int swapped = 0; swapped < 2; swapped++) {
+    StreamProduct q = p;
+    if (swapped && pair) std::swap(q.weight, q.up);
+    q.in = {xr, MOELA_F32};
+    const auto rounded = product(q, rows);
+    q.in = {xb, MOELA_BF16};
+    const auto halves = product(q, rows);
+    for (int64_t i = 0; i < slots * n; i++) wrong += rounded[i] != halves[i];
+  }
+  report("grouped, inputs in bf16", dtype, n, k, wrong, wrong == 0);
+  OK(cudaFree(xb));
+  OK(cudaFree(xr));
   for (const void* f :
        {(const void*)p.weight.data, (const void*)p.up.data, (const void*)p.in.data,
         (const void*)p.out.data, (const void*)one.out.data, (const void*)device_plan}) {

@@ -33,6 +33,10 @@ struct QuantizedRows {
 // Quantizes a product's input, once for all its tiles, into scratch memory.
 QuantizedRows quantize_rows(const Launch&, const StreamProduct& product);
 
+// Many rows of BF16 on Hopper, with the same bits as the others; false where it does not take the
+// product.
+bool stream_product_ring(const Launch&, const StreamProduct& product);
+
 // By type of weight.
 void stream_product_bf16(const Launch&, const StreamProduct& product);
 void stream_product_fp8(const Launch&, const StreamProduct& product);

@@ -4,7 +4,7 @@
 namespace moela::cuda {
 
 void stream_product_bf16(const Launch& at, const StreamProduct& product) {
-  wide_product<MOELA_BF16>(at, product);
+  if (!stream_product_ring(at, product)) wide_product<MOELA_BF16>(at, product);
 }
 
 }  // namespace moela::cuda

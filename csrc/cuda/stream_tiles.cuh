@@ -61,6 +61,28 @@ __device__ __forceinline__ SlotRange slot_range(const StreamArguments& a, int ex
   return {begin, low};
 }
 
+// What `before` has of each expert, from its second number on, becomes the sum up to there; its
+// first becomes zero. All threads, after each has written its part.
+__device__ __forceinline__ void sum_tiles(int experts, int* before) {
+  if (threadIdx.x == 0) before[0] = 0;
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    int sum = 0;
+    for (int first = 1; first <= experts; first += 32) {
+      const int at = first + threadIdx.x;
+      int value = at <= experts ? before[at] : 0;
+#pragma unroll
+      for (int s = 1; s < 32; s *= 2) {
+        const int other = __shfl_up_sync(0xffffffff, value, s);
+        if (static_cast<int>(threadIdx.x) >= s) value += other;
+      }
+      if (at <= experts) before[at] = sum + value;
+      sum += __shfl_sync(0xffffffff, value, 31);
+    }
+  }
+  __syncthreads();
+}
+
 // Tiles of TOKENS slots before each expert, [experts + 1] in shared memory. All threads.
 template <int TOKENS>
 __device__ __forceinline__ void count_tiles(const StreamArguments& a, int* before) {
@@ -68,23 +90,7 @@ __device__ __forceinline__ void count_tiles(const StreamArguments& a, int* befor
     const SlotRange range = slot_range(a, e);
     before[e + 1] = (range.end - range.begin + TOKENS - 1) / TOKENS;
   }
-  if (threadIdx.x == 0) before[0] = 0;
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    int sum = 0;
-    for (int first = 1; first <= a.experts; first += 32) {
-      const int at = first + threadIdx.x;
-      int value = at <= a.experts ? before[at] : 0;
-#pragma unroll
-      for (int s = 1; s < 32; s *= 2) {
-        const int other = __shfl_up_sync(0xffffffff, value, s);
-        if (static_cast<int>(threadIdx.x) >= s) value += other;
-      }
-      if (at <= a.experts) before[at] = sum + value;
-      sum += __shfl_sync(0xffffffff, value, 31);
-    }
-  }
-  __syncthreads();
+  sum_tiles(a.experts, before);
 }
 
 // A tile: 16 or more rows of weights of one expert, and up to TOKENS slots. Tiles of the same

@@ -1,6 +1,7 @@
 // Checks and times mla_absorb, mla_decode and mla_expand.
 //   mla_decode check   against float64 over odd shapes, and row invariance to the bit
-//   mla_decode time    the shapes of the project's targets, cold caches, graph replays
+//   mla_decode targets the shapes of the project's targets, cold caches, graph replays
+//   mla_decode time    those, many others, and other splits
 #include "cuda/mla_decode.cuh"
 
 #include <cuda_bf16.h>
@@ -298,6 +299,7 @@ void check_decode(int heads, int r, int dr, const std::vector<int>& dtypes,
   reference_decode<<<dim3(heads, t.rows), 256>>>(t.step, layer, heads, r, dr, q, hopper && r == 512,
                                                  scores, longest, want);
   OK(cudaGetLastError());
+  OK(cudaDeviceSynchronize());  // that stream does not wait for others
   Launch at = make_launch(t.step, t.rows, hopper, false);
   mla_decode_split(at, layer, heads, r, dr, {q, MOELA_F32}, {out, MOELA_F32}, invariant);
   OK(cudaGetLastError());
@@ -315,6 +317,7 @@ void check_decode(int heads, int r, int dr, const std::vector<int>& dtypes,
   }
   // Again, with little scratch memory, and with bf16 results: the same bits.
   OK(cudaMemset(out, 255, outputs * 4));
+  OK(cudaDeviceSynchronize());
   at.scratch_bytes = 0;
   mla_decode(at, layer, heads, r, dr, {q, MOELA_F32}, {out, MOELA_F32});
   const auto again = read(out, outputs);
@@ -335,6 +338,7 @@ void check_decode(int heads, int r, int dr, const std::vector<int>& dtypes,
       TestStep alone;
       make_step(alone, {{s.pool, s.context - s.rows + j + 1, 1}}, {places[i]}, pools);
       OK(cudaMemset(out, 255, int64_t(heads) * r * 4));
+      OK(cudaDeviceSynchronize());
       Launch single = make_launch(alone.step, 1, hopper, false);
       mla_decode(single, layer, heads, r, dr, {q + int64_t(row + j) * heads * (r + dr), MOELA_F32},
                  {out, MOELA_F32});
@@ -368,6 +372,7 @@ void check_decode(int heads, int r, int dr, const std::vector<int>& dtypes,
     TestStep there;
     make_step(there, sequences, other, moved);
     OK(cudaMemset(out, 255, outputs * 4));
+    OK(cudaDeviceSynchronize());
     Launch elsewhere = make_launch(there.step, there.rows, hopper, true);
     mla_decode(elsewhere, layer, heads, r, dr, {q, MOELA_F32}, {out, MOELA_F32});
     const auto bits = read(out, outputs);
@@ -654,6 +659,19 @@ void time_layer(int context) {
   for (float* p : {q, latent, result, out}) cudaFree(p);
 }
 
+void time_targets() {
+  for (bool invariant : {false, true}) {
+    printf("%s\n", invariant ? "row invariant" : "splits by the batch");
+    time_decode({128, 1, 4096, MOELA_BF16, 19}, invariant);
+    time_decode({128, 8, 8192, MOELA_BF16, 50}, invariant);
+    time_decode({128, 32, 4096, MOELA_BF16, 80}, invariant);
+    time_decode({128, 128, 1024, MOELA_BF16, 79}, invariant);
+  }
+  time_decode({16, 128, 4096, MOELA_BF16, 0});
+  time_decode({16, 64, 1088, MOELA_BF16, 0});
+  time_decode({16, 256, 1088, MOELA_BF16, 0});
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -670,6 +688,8 @@ int main(int argc, char** argv) {
       check();
       OK(cudaDeviceSynchronize());
       printf("%s: %d failures\n", failures ? "FAILED" : "all ok", failures);
+    } else if (what == "targets") {
+      time_targets();
     } else {
       for (int context : {1, 64, 200, 1024, 4096, 32768}) {
         time_decode({16, 1, context, MOELA_BF16, 0});
@@ -692,13 +712,7 @@ int main(int argc, char** argv) {
       time_products(MOELA_INT8, 16, 1);
       time_products(MOELA_BF16, 128, 1);
       time_products(MOELA_BF16, 128, 32);
-      for (bool invariant : {false, true}) {
-        printf("%s\n", invariant ? "row invariant" : "splits by the batch");
-        time_decode({128, 1, 4096, MOELA_BF16, 19}, invariant);
-        time_decode({128, 8, 8192, MOELA_BF16, 50}, invariant);
-        time_decode({128, 32, 4096, MOELA_BF16, 80}, invariant);
-        time_decode({128, 128, 1024, MOELA_BF16, 79}, invariant);
-      }
+      time_targets();
       time_decode({128, 32, 4096, MOELA_FP8, 80}, false);
       time_decode({64, 32, 4096, MOELA_BF16, 0}, false);
     }

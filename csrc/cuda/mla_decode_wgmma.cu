@@ -147,15 +147,15 @@ __device__ __forceinline__ void add_values(float (&o)[128], const Shared& s, int
   wgmma_commit();
 }
 
-// S = q K^T, committed.
-__device__ __forceinline__ void make_scores(float (&c)[32], const Shared& s, int stage) {
-  const uint32_t q = shared_address(s.q), keys = shared_address(s.pages[stage]);
-#pragma unroll
-  for (int i = 0; i < 32; i++) c[i] = 0;
+// One part of S = q K^T once its columns are there, committed.
+__device__ __forceinline__ void add_scores(float (&c)[32], Shared& s, const Ring& ring, int part) {
+  barrier_wait(shared_address(&s.full[ring.stage][part]), ring.phase);
+  fence_async_proxy();
+  const uint32_t q = shared_address(s.q), keys = shared_address(s.pages[ring.stage]);
   wgmma_begin();
 #pragma unroll
-  for (int k = 0; k < WIDTH / 16; k++) {
-    const uint32_t offset = k / 4 * BLOCK + k % 4 * 32;
+  for (int k = 0; k < PART * 4; k++) {
+    const uint32_t offset = (part * PART + k / 4) * BLOCK + k % 4 * 32;
     Wgmma<64>::run(c, operand_descriptor(q + offset), operand_descriptor(keys + offset));
   }
   wgmma_commit();
@@ -171,9 +171,10 @@ __device__ __forceinline__ void attend_left(const MlaDecodeArgs& a, const Item& 
   for (int i = 0; i < 128; i++) o[i] = 0;
   float max0 = -INFINITY, max8 = -INFINITY, sum0 = 0, sum8 = 0;
   for (int i = item.begin; i < item.end; i++) {
-    barrier_wait(shared_address(&s.full[ring.stage]), ring.phase);
-    fence_async_proxy();
-    make_scores(c, s, ring.stage);
+#pragma unroll
+    for (int j = 0; j < 32; j++) c[j] = 0;
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) add_scores(c, s, ring, part);
     wgmma_wait<0>();
     pin(c);
     const int valid = item.keys - i * KEYS;
@@ -254,7 +255,9 @@ __device__ __forceinline__ void attend_right(const MlaDecodeArgs& a, const Item&
 #pragma unroll
   for (int i = 0; i < 128; i++) o[i] = 0;
   for (int i = item.begin; i < item.end; i++) {
-    barrier_wait(shared_address(&s.full[ring.stage]), ring.phase);
+    for (int part = 0; part < PARTS; part++) {
+      barrier_wait(shared_address(&s.full[ring.stage][part]), ring.phase);
+    }
     fence_async_proxy();
     sync_computing<2>();
     rescale(o, s.factors[head], s.factors[head + 8]);
@@ -278,7 +281,9 @@ __global__ void __launch_bounds__(THREADS, 1) attend(const __grid_constant__ Mla
   const int tiles = (a.heads + HEADS - 1) / HEADS;
   if (threadIdx.x == 0) {
     for (int i = 0; i < STAGES; i++) {
-      barrier_init(shared_address(&s.full[i]), GROUP);
+      for (int part = 0; part < PARTS; part++) {
+        barrier_init(shared_address(&s.full[i][part]), GROUP);
+      }
       barrier_init(shared_address(&s.empty[i]), 8);
     }
     barrier_init_fence();
@@ -327,43 +332,6 @@ __global__ void __launch_bounds__(THREADS, 1) attend(const __grid_constant__ Mla
 #endif
 }
 
-// Splits of a row in ascending order, two heads at a time. Grid: (groups of heads; rows).
-__global__ void __launch_bounds__(256) merge(const __grid_constant__ MlaDecodeArgs a) {
-#if __CUDA_ARCH__ >= 900
-  wait_for_previous();
-  const int n_rows = a.step.counts->n_absorbed, tiles = (a.heads + HEADS - 1) / HEADS;
-  for (int row = blockIdx.y; row < n_rows; row += gridDim.y) {
-    const RowSlots own = row_slots(a)[row];
-    if (own.splits < 2) continue;
-    const int64_t step = tiles * a.slots.slot_floats;
-    for (int head = blockIdx.x * 2 + threadIdx.x / 128; head < a.heads; head += gridDim.x * 2) {
-      const int column = threadIdx.x % 128 * 4;
-      const float* slot = slot_at(a, own.slot, head / HEADS, tiles);
-      const float* states = slot + HEADS * R + 2 * (head % HEADS);
-      slot += head % HEADS * R + column;
-      float most = -INFINITY;
-      for (int i = 0; i < own.splits; i++) most = fmaxf(most, __ldcg(states + i * step));
-      float sum = 0;
-      float4 o = {0, 0, 0, 0};
-#pragma unroll 8
-      for (int i = 0; i < own.splits; i++) {
-        const float2 state = __ldcg(reinterpret_cast<const float2*>(states + i * step));
-        const float4 v = __ldcg(reinterpret_cast<const float4*>(slot + i * step));
-        const float factor = exp2f(state.x - most);
-        sum = fmaf(state.y, factor, sum);
-        o.x = fmaf(v.x, factor, o.x);
-        o.y = fmaf(v.y, factor, o.y);
-        o.z = fmaf(v.z, factor, o.z);
-        o.w = fmaf(v.w, factor, o.w);
-      }
-      const float inverse = 1 / sum;
-      tensor_store_four(a.out, (int64_t(row) * a.heads + head) * R + column,
-                        {o.x * inverse, o.y * inverse, o.z * inverse, o.w * inverse});
-    }
-  }
-#endif
-}
-
 }  // namespace
 
 void mla_decode_wgmma(const Launch& at, const MlaDecodeArgs& args) {
@@ -378,9 +346,10 @@ void mla_decode_wgmma(const Launch& at, const MlaDecodeArgs& args) {
   alone.overlap = false;
   launch(alone, attend, dim3(at.sms), dim3(THREADS), sizeof(Shared), args);
   if (args.slots.capacity == 0) return;
-  const int per_block = at.absorbed <= 8 ? 2 : 16;
+  const int per_block = at.absorbed <= 8 ? 1 : 8;
   const unsigned rows = at.absorbed < 65535 ? at.absorbed : 65535;
-  launch(alone, merge, dim3((args.heads + per_block - 1) / per_block, rows), dim3(256), 0, args);
+  launch(alone, merge, dim3((args.heads + per_block - 1) / per_block, rows), dim3(MERGE_THREADS), 0,
+         args);
 }
 
 }  // namespace moela::cuda

@@ -20,7 +20,10 @@ constexpr int HEADS = MLA_WIDE_TILE;
 constexpr int BLOCKS = WIDTH / 64;  // of 64 columns
 constexpr int BLOCK = 64 * 128;     // bytes of such a block of 64 rows
 constexpr int STAGES = 2;
+constexpr int PARTS = 3;  // of a page: blocks of columns that are waited for one after another
+constexpr int PART = BLOCKS / PARTS;
 constexpr int PLAN_ROWS = 128;
+constexpr int MERGE_THREADS = 128;  // four columns each
 [[maybe_unused]] constexpr float LOG2E = 1.44269504088896341f;
 
 struct Shared {
@@ -29,7 +32,7 @@ struct Shared {
   alignas(1024) char weights[BLOCK];
   float factors[HEADS];
   float sums[HEADS];
-  uint64_t full[STAGES], empty[STAGES];
+  uint64_t full[STAGES][PARTS], empty[STAGES];
   int pages_each;  // of an item, where rows share the device evenly
   // The plan: rows of the chunk at hand, and items before each.
   int keys[PLAN_ROWS], page[PLAN_ROWS], slot[PLAN_ROWS];
@@ -213,7 +216,7 @@ __device__ __forceinline__ void copy_item(const MlaDecodeArgs& a, const Item& it
     const char* from = base + page * page_bytes;
     if (i + 1 < item.end) page = pages[i + 1];
     const int rows = min(KEYS, item.keys - i * KEYS);
-    const uint32_t full = shared_address(&s.full[ring.stage]);
+    uint64_t* full = s.full[ring.stage];
     barrier_wait(shared_address(&s.empty[ring.stage]), ring.phase ^ 1);
     if (dtype == MOELA_BF16) {
       const int piece = threadIdx.x % 8, first = threadIdx.x % GROUP / 8;
@@ -227,8 +230,8 @@ __device__ __forceinline__ void copy_item(const MlaDecodeArgs& a, const Item& it
           copy16(to + b * BLOCK + j * 16 * 128, from + j * 16 * (2 * WIDTH) + b * 128,
                  16 * j + first < rows);
         }
+        if (b % PART == PART - 1) barrier_arrive_copies(shared_address(&full[b / PART]));
       }
-      barrier_arrive_copies(full);
     } else {
       if (dtype == MOELA_FP8)
         convert_page<MOELA_FP8>(s.pages[ring.stage], from, rows);
@@ -237,12 +240,78 @@ __device__ __forceinline__ void copy_item(const MlaDecodeArgs& a, const Item& it
       else
         convert_page<MOELA_INT6>(s.pages[ring.stage], from, rows);
       fence_async_proxy();
-      barrier_arrive(full);
+      for (int part = 0; part < PARTS; part++) barrier_arrive(shared_address(&full[part]));
     }
     ring.next();
   }
 }
 #endif
+
+// Splits of a row in ascending order, a head at a time. Grid: (groups of heads; rows).
+__global__ void __launch_bounds__(MERGE_THREADS) merge(const __grid_constant__ MlaDecodeArgs a) {
+#if __CUDA_ARCH__ >= 900
+  constexpr int ROOM = 2 * MERGE_THREADS, AHEAD = 16;
+  __shared__ float2 room[ROOM];  // of each split: its factor, its sum of weights
+  __shared__ float maxima[MERGE_THREADS / 32];
+  wait_for_previous();
+  const int n_rows = a.step.counts->n_absorbed, tiles = (a.heads + HEADS - 1) / HEADS;
+  const int thread = threadIdx.x, column = 4 * thread;
+  const int64_t step = tiles * a.slots.slot_floats;
+  for (int row = blockIdx.y; row < n_rows; row += gridDim.y) {
+    const RowSlots own = row_slots(a)[row];
+    if (own.splits < 2) continue;
+    for (int head = blockIdx.x; head < a.heads; head += gridDim.x) {
+      const float* slot = slot_at(a, own.slot, head / HEADS, tiles);
+      const float* states = slot + HEADS * R + 2 * (head % HEADS);
+      slot += head % HEADS * R + column;
+      float most = -INFINITY;
+      for (int i = thread; i < own.splits; i += MERGE_THREADS) {
+        most = fmaxf(most, __ldcg(states + i * step));
+      }
+#pragma unroll
+      for (int j = 16; j > 0; j /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, j));
+      __syncthreads();  // the head before is done
+      if (thread % 32 == 0) maxima[thread / 32] = most;
+      __syncthreads();
+      most = fmaxf(fmaxf(maxima[0], maxima[1]), fmaxf(maxima[2], maxima[3]));
+      float sum = 0;
+      float4 o = {0, 0, 0, 0};
+      for (int first = 0; first < own.splits; first += ROOM) {
+        const int count = min(ROOM, own.splits - first);
+        if (first > 0) __syncthreads();
+        for (int i = thread; i < count; i += MERGE_THREADS) {
+          const float2 state = __ldcg(reinterpret_cast<const float2*>(states + (first + i) * step));
+          room[i] = {exp2f(state.x - most), state.y};
+        }
+        __syncthreads();
+        for (int i = 0; i < count; i += AHEAD) {
+          float4 v[AHEAD];
+#pragma unroll
+          for (int j = 0; j < AHEAD; j++) {
+            v[j] = {0, 0, 0, 0};
+            if (i + j < count) {
+              v[j] = __ldcg(reinterpret_cast<const float4*>(slot + (first + i + j) * step));
+            }
+          }
+#pragma unroll
+          for (int j = 0; j < AHEAD; j++) {
+            if (i + j >= count) continue;
+            const float2 state = room[i + j];
+            sum = fmaf(state.y, state.x, sum);
+            o.x = fmaf(v[j].x, state.x, o.x);
+            o.y = fmaf(v[j].y, state.x, o.y);
+            o.z = fmaf(v[j].z, state.x, o.z);
+            o.w = fmaf(v[j].w, state.x, o.w);
+          }
+        }
+      }
+      const float inverse = 1 / sum;
+      tensor_store_four(a.out, (int64_t(row) * a.heads + head) * R + column,
+                        {o.x * inverse, o.y * inverse, o.z * inverse, o.w * inverse});
+    }
+  }
+#endif
+}
 
 }  // namespace
 

@@ -10,6 +10,7 @@ import { parseArgs } from "node:util";
 import { DType } from "../ffi/mod.ts";
 import type { Model } from "../mod.ts";
 import { parseConfig } from "../src/model/config.ts";
+import { CUDA_LIMITS } from "../src/generate/engine.ts";
 import { buildModel } from "../src/model/load.ts";
 import { generatedSource } from "../src/weights/bind.ts";
 import {
@@ -73,6 +74,14 @@ async function open(weights: WeightsType): Promise<Model> {
   }, { device: "cuda", weights, maxBatch: 256 });
 }
 
+/** Tokens of prompts that are read in a step in which others decode. */
+const SHARED = CUDA_LIMITS.shared;
+
+/** Steps of a phase in which some decode and others do not yet. */
+function sharedSteps({ batch, context }: Pick<Phase, "batch" | "context">) {
+  return batch > 1 ? Math.ceil(batch * context / SHARED) : 0;
+}
+
 /** Seconds of a phase, all sequences together. */
 async function measure(
   model: Model,
@@ -90,31 +99,35 @@ async function measure(
     }).result();
     return (performance.now() - started) / 1000;
   }
-  const results = await Promise.all(
-    Array.from(
-      { length: batch },
-      (_, i) =>
-        model.generate(randomTokens(context, vocab_size, run * 1000 + i), {
-          maxTokens: tokens + 1,
-          temperature: 0,
-          ignoreEos: true,
-          reusePrefix: false,
-        }).result(),
-    ),
+  // Those that come first decode while the others' prompts are read, a step for SHARED of their
+  // tokens: they go on so much longer.
+  const shared = sharedSteps({ batch, context });
+  const generations = Array.from(
+    { length: batch },
+    (_, i) =>
+      model.generate(randomTokens(context, vocab_size, run * 1000 + i), {
+        maxTokens: tokens + shared + 1,
+        temperature: 0,
+        ignoreEos: true,
+        reusePrefix: false,
+      }),
   );
-  if (batch === 1) return results[0].timings.decodeMs / 1000;
-  // From when the last prompt was in until the first sequence ended: all decode together.
-  const begins = results.map(({ timings }) =>
-    timings.queueMs + timings.prefillMs
-  );
-  const ends = results.map(({ timings }, i) => begins[i] + timings.decodeMs);
-  const last = Math.max(...begins), first = Math.min(...ends);
-  // Tokens in that span, as a share of each sequence's own time.
-  const share = results.reduce(
-    (sum, { timings }) => sum + (first - last) / timings.decodeMs,
-    0,
-  ) / batch;
-  return (first - last) / 1000 / share;
+  if (batch === 1) {
+    return (await generations[0].result()).timings.decodeMs / 1000;
+  }
+  const drawn = await Promise.all(generations.map(async (generation) => {
+    const times: number[] = [];
+    for await (const { tokens } of generation) {
+      for (const _ of tokens) times.push(performance.now());
+    }
+    return times;
+  }));
+  // From when the last of them has its first token until one has ended: all decode together.
+  const last = Math.max(...drawn.map((times) => times[0]));
+  const first = Math.min(...drawn.map((times) => times.at(-1)!));
+  const count = drawn.flat().filter((time) => time > last && time <= first);
+  if (count.length < batch) throw new Error("they did not decode together");
+  return (first - last) / 1000 * batch * tokens / count.length;
 }
 
 const rows: Row[] = [];
@@ -144,7 +157,7 @@ for (const weights of values.weights.split(",") as WeightsType[]) {
         cache: "bf16",
         rows: phase.phase === "decode" ? phase.batch : phase.tokens,
         context: phase.phase === "decode"
-          ? phase.context + phase.tokens / 2
+          ? phase.context + (phase.tokens + sharedSteps(phase)) / 2
           : 1,
       });
       rows.push({

@@ -29,9 +29,10 @@ void expert_down(Context& context, int32_t, int64_t d, int64_t intermediate, int
   const int64_t tiles = ceil_div(d, width);
   context.threads.parallel_for(n_blocks * tiles, [&](int64_t task, int thread) {
     if (cancelled(context)) return;
-    const int64_t index = task % n_blocks;
+    const ExpertTask place = expert_task(task, largest, n_blocks, tiles);
+    const int64_t index = place.block;
     const ExpertBlock& block = blocks[index];
-    const int64_t begin = task / n_blocks * width;
+    const int64_t begin = place.tile * width;
     const int64_t end = std::min(begin + width, d);
     float* strip = context.scratch[thread].get(floats);
     const float* x =

@@ -75,6 +75,17 @@ inline int64_t expert_tile_width(const Context& context, const std::vector<Exper
                     largest <= EXPERT_FEW_ROWS ? EXPERT_FEW_ROWS_WIDEST : EXPERT_WIDEST);
 }
 
+// Block and tile of a task. Blocks of few rows: an expert's tiles follow one another, as they do in
+// memory. Others: neighbouring tasks use one tile, as an expert's blocks follow one another.
+struct ExpertTask {
+  int64_t block;
+  int64_t tile;
+};
+inline ExpertTask expert_task(int64_t task, int64_t largest, int64_t blocks, int64_t tiles) {
+  if (largest <= EXPERT_FEW_ROWS) return {task / tiles, task % tiles};
+  return {task % blocks, task / blocks};
+}
+
 // The rows of a block as a matrix [count, width]: in place where they lie together, else copied to
 // `room`. Slot s is row s / per_row of `in`.
 inline const float* block_rows(const ExpertBlock& block, int64_t per_row, const float* in,

@@ -33,10 +33,10 @@ void gate_up(Context& context, int32_t rows, int64_t intermediate, int64_t d, in
   const int64_t tiles = ceil_div(intermediate, width);
   context.threads.parallel_for(n_blocks * tiles, [&](int64_t task, int thread) {
     if (cancelled(context)) return;
-    // Neighbouring tasks use one tile: an expert's blocks follow one another.
-    const int64_t index = task % n_blocks;
+    const ExpertTask place = expert_task(task, largest, n_blocks, tiles);
+    const int64_t index = place.block;
     const ExpertBlock& block = blocks[index];
-    const int64_t begin = task / n_blocks * width;
+    const int64_t begin = place.tile * width;
     const int64_t end = std::min(begin + width, intermediate);
     float* gates = context.scratch[thread].get(floats);
     float* ups = gates + strip_floats;

@@ -122,6 +122,37 @@ int64_t typical_p(double p, int64_t n, Candidate* kept) {
   return take(p, n, kept, earlier, [&](const Candidate& c) { return std::exp(c.x - normaliser); });
 }
 
+// The largest and the least of x [n], NaN aside, and how many are numbers above -inf. In lanes,
+// which the compiler makes vectors of.
+struct Range {
+  float largest, least;
+  int64_t numbers;
+};
+Range range_of(int64_t n, const float* x) {
+  constexpr int64_t LANES = 8;
+  float most[LANES], least[LANES];
+  int32_t numbers[LANES] = {};
+  std::fill(most, most + LANES, NEVER);
+  std::fill(least, least + LANES, -NEVER);
+  const auto take = [&](int64_t lane, float value) {
+    most[lane] = most[lane] < value ? value : most[lane];
+    least[lane] = value < least[lane] ? value : least[lane];
+    numbers[lane] += value > NEVER;
+  };
+  int64_t t = 0;
+  for (; t + LANES <= n; t += LANES) {
+    for (int64_t lane = 0; lane < LANES; lane++) take(lane, x[t + lane]);
+  }
+  for (; t < n; t++) take(0, x[t]);
+  Range range{NEVER, -NEVER, 0};
+  for (int64_t lane = 0; lane < LANES; lane++) {
+    range.largest = std::max(range.largest, most[lane]);
+    range.least = std::min(range.least, least[lane]);
+    range.numbers += numbers[lane];
+  }
+  return range;
+}
+
 // Logits less the largest, over the temperature, in double: no temperature is too small for it.
 int64_t scale(double temperature, int64_t n, Candidate* kept) {
   float largest = NEVER;
@@ -135,6 +166,12 @@ int64_t scale(double temperature, int64_t n, Candidate* kept) {
     left += x > NEVER;
   }
   return left;
+}
+
+int64_t narrow(const moela_sampling& options, int64_t n, Candidate* kept) {
+  n = top_p(options.top_p, n, kept);
+  n = min_p(options.min_p, n, kept);
+  return typical_p(options.typical_p, n, kept);
 }
 
 }  // namespace
@@ -165,6 +202,18 @@ void process_logits(const SamplingInput& input, int64_t vocab, const float* logi
 }
 
 int64_t filter(const moela_sampling& options, int64_t vocab, const float* x, Candidate* kept) {
+  const Range range = range_of(vocab, x);
+  const double factor = 1 / static_cast<double>(options.temperature);
+  const double lowest = (static_cast<double>(range.least) - range.largest) * factor;
+  if ((options.top_k <= 0 || options.top_k >= vocab) && range.numbers == vocab &&
+      range.largest < -NEVER && lowest > -std::numeric_limits<float>::max()) {
+    // What follows would keep all of them: the same without its branches.
+    for (int64_t t = 0; t < vocab; t++) {
+      const double below = static_cast<double>(x[t]) - range.largest;
+      kept[t] = {static_cast<float>(below * factor), static_cast<int32_t>(t)};
+    }
+    return narrow(options, vocab, kept);
+  }
   int64_t n = 0;
   for (int64_t t = 0; t < vocab; t++) {
     if (x[t] > NEVER) kept[n++] = {x[t], static_cast<int32_t>(t)};
@@ -176,9 +225,7 @@ int64_t filter(const moela_sampling& options, int64_t vocab, const float* x, Can
   // Before the division, which might round different logits to equal ones.
   n = top_k(options.top_k, n, kept);
   n = scale(options.temperature, n, kept);
-  n = top_p(options.top_p, n, kept);
-  n = min_p(options.min_p, n, kept);
-  return typical_p(options.typical_p, n, kept);
+  return narrow(options, n, kept);
 }
 
 }  // namespace moela

@@ -43,7 +43,10 @@ struct Int4 {
   // Eight parts of the sum of factor (w + 8) q over group g of a run.
   static __m256i sum(const char* w, const int8_t* q, const RunScales& run, int64_t g) {
     const __m256i mask = _mm256_set1_epi8(15);
-    const __m256i first = load256(w), second = load256(w + 32);
+    __m256i first = load256(w), second = load256(w + 32);
+    // Otherwise the compiler loads them twice, and loads are what takes longest here.
+    hold(first);
+    hold(second);
     // Pairs are at most 2 * 15 * 127, and times a factor still far from 2^31.
     const auto pairs = [&](int v, __m256i nibbles) {
       return _mm256_madd_epi16(

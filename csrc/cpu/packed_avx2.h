@@ -64,10 +64,8 @@ constexpr int64_t AHEAD = 1024;
 
 // Lane j is the sum of the lanes of sums[j].
 inline __m256i lane_sums8(const __m256i (&sums)[ROWS]) {
-  const __m256i low =
-      _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
-  const __m256i high =
-      _mm256_hadd_epi32(_mm256_hadd_epi32(sums[4], sums[5]), _mm256_hadd_epi32(sums[6], sums[7]));
+  const __m256i low = add_pairs(add_pairs(sums[0], sums[1]), add_pairs(sums[2], sums[3]));
+  const __m256i high = add_pairs(add_pairs(sums[4], sums[5]), add_pairs(sums[6], sums[7]));
   return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20),
                           _mm256_permute2x128_si256(low, high, 0x31));
 }
@@ -131,14 +129,25 @@ void load_words(const char* from, int64_t count, uint32_t* words) {
 
 // The factors of a run, once more in the upper halves where `twice`.
 inline void int4_factors(bool twice, RunScales& run) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  // Of a word, byte 2 has factors 0 and 1, byte 3 has 2 and 3; 0x80 gives 0.
+  const auto order = [&](int byte) {
+    const int32_t one = twice ? 0x80008000 | byte | byte << 16 : 0x80808000 | byte;
+    const __m128i words = _mm_setr_epi32(0, 0x00040004, 0x00080008, 0x000c000c);
+    return _mm256_broadcastsi128_si256(_mm_or_si128(_mm_set1_epi32(one), words));
+  };
+  const __m256i second = order(2), third = order(3);
   for (int64_t g = 0; g < RUN; g += 8) {
     const __m256i words = load256(run.words + g);
-    for (int v = 0; v < 4; v++) {
-      __m256i factor =
-          _mm256_and_si256(_mm256_srli_epi32(words, 16 + 4 * v), _mm256_set1_epi32(15));
-      if (twice) factor = _mm256_or_si256(factor, _mm256_slli_epi32(factor, 16));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(run.factors[v] + g), factor);
-    }
+    const __m256i low = _mm256_and_si256(words, mask);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(words, 4), mask);
+    const auto store = [&](int v, __m256i factors) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(run.factors[v] + g), factors);
+    };
+    store(0, _mm256_shuffle_epi8(low, second));
+    store(1, _mm256_shuffle_epi8(high, second));
+    store(2, _mm256_shuffle_epi8(low, third));
+    store(3, _mm256_shuffle_epi8(high, third));
   }
 }
 
@@ -233,6 +242,8 @@ void few_rows(const WeightRows& b, int64_t m, int64_t n, const char* packed, flo
       rows[r] = b.data + row * row_bytes;
       scales[r] = b.scales + row * scale_bytes;
     }
+    // The first lines together, so that none waits for another.
+    for (int64_t at = 0; j == 0 && at < AHEAD; at += 64) _mm_prefetch(rows[0] + at, _MM_HINT_T0);
     for (int64_t i = 0; i < m; i++) {
       __m256 y = row_of_eight<W>(layout, row_bytes, rows, scales, packed + i * layout.stride(),
                                  i == 0 ? AHEAD : 0);

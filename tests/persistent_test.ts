@@ -1,9 +1,9 @@
 /**
  * With the kernel set sm90-persistent a step of one row runs its layers in one launch
  * (csrc/cuda/persistent.cu); steps of more rows run operation by operation. Both must give the same bits,
- * with every type.
+ * with every type. A step that cannot run so is an error: none of these can pass by another way.
  */
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertRejects } from "@std/assert";
 import type { CacheType, Model, WeightsType } from "../mod.ts";
 import { parseConfig } from "../src/model/config.ts";
 import { buildModel } from "../src/model/load.ts";
@@ -30,8 +30,9 @@ const SMALL: ConfigJson = {
 async function open(
   shape: string,
   weights: WeightsType,
+  changes: ConfigJson = {},
 ): Promise<Model> {
-  const json = { ...shapeConfig(shape), ...SMALL };
+  const json = { ...shapeConfig(shape), ...SMALL, ...changes };
   const config = parseConfig(json, "config.json");
   return await buildModel({
     config,
@@ -67,25 +68,56 @@ async function outcomes(
   return [await run(1), await run(2)];
 }
 
-const CASES: [string, WeightsType, CacheType][] = [
-  ["v2-lite", "bf16", "bf16"],
-  ["v2-lite", "fp8", "fp8"],
-  ["v2-lite", "int8", "int8"],
-  ["moonlight", "int4", "int6"],
-  ["moonlight", "bf16", "bf16"],
+const CASES: [string, WeightsType, CacheType, ConfigJson, number[]][] = [
+  ["v2-lite", "bf16", "bf16", {}, [5, 70]],
+  ["v2-lite", "fp8", "fp8", {}, [5, 70]],
+  ["v2-lite", "int8", "int8", {}, [5, 70]],
+  ["moonlight", "int4", "int6", {}, [5, 70]],
+  ["moonlight", "bf16", "bf16", {}, [5, 70]],
+  // Several tiles of keys a part, and from 2,049 on so many splits that blocks share their merging.
+  ["v2-lite", "bf16", "bf16", { num_hidden_layers: 2 }, [300, 2100]],
+  ["v2-lite", "int8", "int8", { num_hidden_layers: 2 }, [300, 2100]],
 ];
 
-for (const [shape, weights, cache] of CASES) {
+for (const [shape, weights, cache, changes, lengths] of CASES) {
   Deno.test({
     name:
-      `a step in one launch gives the bits of one in many (${shape}, ${weights}, cache ${cache}, sm90-persistent)`,
+      `a step in one launch gives the bits of one in many (${shape}, ${weights}, cache ${cache}, after ${lengths}, sm90-persistent)`,
     ignore: !here,
     fn: async () => {
-      await using model = await open(shape, weights);
-      for (const length of [5, 70]) {
+      await using model = await open(shape, weights, changes);
+      for (const length of lengths) {
         const alone = await outcomes(model, cache, length, false);
         assertEquals(alone, await outcomes(model, cache, length, true));
       }
+    },
+  });
+}
+
+const REFUSED: [string, WeightsType, CacheType, ConfigJson, string][] = [
+  ["f32 weights", "f32", "bf16", {}, "do not run this model"],
+  ["20 heads", "bf16", "bf16", { num_attention_heads: 20 }, "do not run this"],
+  ["rows of 2,112", "bf16", "bf16", { hidden_size: 2112 }, "do not run this"],
+  ["an f32 cache", "bf16", "f32", {}, "do not read an f32 cache"],
+];
+
+for (const [what, weights, cache, changes, message] of REFUSED) {
+  Deno.test({
+    name: `sm90-persistent refuses ${what}, and the model goes on`,
+    ignore: !here,
+    fn: async () => {
+      const layers = { num_hidden_layers: 1, first_k_dense_replace: 1 };
+      await using model = await open("v2-lite", weights, {
+        ...layers,
+        ...changes,
+      });
+      await assertRejects(
+        () => outcomes(model, cache, 2, false),
+        Error,
+        message,
+      );
+      // Steps of more rows do not need it.
+      await model.forward([2, 3, 4]);
     },
   });
 }

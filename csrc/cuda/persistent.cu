@@ -3,7 +3,8 @@
 // At one row a layer is bounded by reading its weights once. Launches, and the short operations
 // between products, leave memory idle; here each block knows which weights it reads next, has them
 // on their way while blocks wait for one another, and a wait costs what a message through the
-// second-level cache takes. A layer is seven phases, each ended by a barrier of all blocks:
+// second-level cache takes (persistent_exchange.cuh). A layer is seven phases; blocks need one
+// another's results in each:
 //   q and kv_a           of the row, normed
 //   absorb               queries into the latent space; rotation; the cache's new entry
 //   attention            a part of the keys a block

@@ -62,10 +62,16 @@ void Run::find_persistent() {
     prepared_.persistent = plan_persistent(backend_, program_, place());
     prepared_.planned = true;
   }
+  // Whoever chose these kernels by name learns that they do not run, and why.
+  require(prepared_.persistent != nullptr,
+          "kernels 'sm90-persistent' do not run this model (docs/cuda.md says which); 'sm90' do");
   const moela_segment& segment = a_.segments[0];
   const int64_t keys = int64_t{segment.position} + std::max(a_.step->steps, 1);
-  const int32_t cache = backend_.model.pools[segment.pool].view.dtype;
-  if (cache != MOELA_F32 && keys <= PERSISTENT_KEYS) persistent_ = prepared_.persistent.get();
+  require(backend_.model.pools[segment.pool].view.dtype != MOELA_F32,
+          "kernels 'sm90-persistent' do not read an f32 cache; 'sm90' do");
+  require(keys <= PERSISTENT_KEYS,
+          "kernels 'sm90-persistent' attend to at most 262144 tokens; 'sm90' to more");
+  persistent_ = prepared_.persistent.get();
 }
 
 bool Run::cancelled() const {

@@ -1,25 +1,11 @@
 // What the cache keeps of a token: kv_a [R, r + dr] = [compressed latent | shared key] becomes
 // [RMSNorm(latent) * norm | rotated key], stored in the pool's type (see moela_pool_desc) at the
 // row's position. A block a row. DeepSeek-V2, arXiv 2405.04434, eq. 41 to 43.
-#include "cpu/cache_layout.h"
+#include "cuda/cache_entry.cuh"
 #include "cuda/row_norm.cuh"
-#include "cuda/rows.cuh"
 
 namespace moela::cuda {
 namespace {
-
-// The largest magnitude of x[begin, end) by one warp.
-__device__ __forceinline__ float largest_of(const float* x, int begin, int end) {
-  float largest = 0;
-  for (int i = begin + static_cast<int>(threadIdx.x) % 32; i < end; i += 32) {
-    largest = fmaxf(largest, fabsf(x[i]));
-  }
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));
-  }
-  return largest;
-}
 
 __global__ void __launch_bounds__(NORM_THREADS)
     cache_write_kernel(Step step, int rows, int layer, int r, int dr, const float* kv_a,
@@ -39,7 +25,6 @@ __global__ void __launch_bounds__(NORM_THREADS)
   const int64_t page = step.pages[segment.page + position / MOELA_PAGE_TOKENS];
   const int slot = position % MOELA_PAGE_TOKENS;
   char* to = pool.at(page, layer) + slot * pool.row_bytes;
-  const int dtype = pool.dtype;
 
   for (int i = thread; i < dr / 2; i += NORM_THREADS) {
     const float2 pair = rotate_pair(from[r + 2 * i], from[r + 2 * i + 1], table[row * dr + i],
@@ -52,43 +37,8 @@ __global__ void __launch_bounds__(NORM_THREADS)
     x[i] = normed(from[i], factor, norm_weight(norm, norm_dtype, i));
   }
   __syncthreads();
-  if (dtype == MOELA_F32) {
-    for (int i = thread; i < width; i += NORM_THREADS) reinterpret_cast<float*>(to)[i] = x[i];
-    return;
-  }
-  if (dtype == MOELA_BF16) {
-    for (int i = thread; i < width; i += NORM_THREADS) {
-      reinterpret_cast<uint16_t*>(to)[i] = bf16_bits(x[i]);
-    }
-    return;
-  }
-  const int most = cache_most(dtype);
-  if (thread < 64) {
-    const int part = thread / 32;
-    const float largest = part == 0 ? largest_of(x, 0, r) : largest_of(x, r, width);
-    if (thread % 32 == 0) {
-      const uint8_t code = cache_code(largest, part == 0 ? most : CACHE_KEY_MOST);
-      scales[part] = cache_scale(code);
-      pool.scales_at(page, layer)[slot * 2 + part] = code;
-    }
-  }
-  __syncthreads();
-  uint8_t* out = reinterpret_cast<uint8_t*>(to);
-  uint8_t* key = out + cache_key_at(dtype, r, dr);
-  for (int i = thread; i < dr; i += NORM_THREADS) {
-    key[i] = cache_int8(cache_steps(x[r + i], scales[1], CACHE_KEY_MOST));
-  }
-  if (dtype != MOELA_INT6) {
-    for (int i = thread; i < r; i += NORM_THREADS) {
-      const float steps = cache_steps(x[i], scales[0], most);
-      out[i] = dtype == MOELA_INT8 ? cache_int8(steps) : cache_fp8(steps);
-    }
-    return;
-  }
-  const int short_at = int6_short_at(r, dr);
-  for (int group = thread; group < int6_groups(r, dr); group += NORM_THREADS) {
-    int6_put_group(out, group, short_at, x, scales[0]);
-  }
+  put_cache_entry<NORM_THREADS>(pool.dtype, r, dr, x, scales, to,
+                                pool.scales_at(page, layer) + slot * 2, [] { __syncthreads(); });
 }
 
 }  // namespace

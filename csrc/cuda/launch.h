@@ -82,7 +82,26 @@ void launch(const Launch& at, void (*kernel)(Parameters...), dim3 grid, dim3 blo
         "launching a kernel");
 }
 
-// The same for a kernel whose blocks wait for one another: all of them run at once, or none.
+// How many clusters of a kernel run at once, which need not fill every multiprocessor.
+template <int CLUSTER, class... Parameters>
+int most_clusters(const Launch& at, void (*kernel)(Parameters...), unsigned threads,
+                  size_t shared) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = at.sms / CLUSTER * CLUSTER;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {CLUSTER, 1, 1};
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int most = 0;
+  check(cudaOccupancyMaxActiveClusters(&most, kernel, &config), "asking for clusters");
+  const int room = at.sms / CLUSTER;
+  return most > room ? room : most;
+}
+
+// As launch(), for a kernel whose blocks wait for one another: all of them run at once, or none.
 template <class... Parameters, class... Arguments>
 void launch_together(const Launch& at, void (*kernel)(Parameters...), dim3 grid, dim3 block,
                      size_t shared, Arguments&&... arguments) {

@@ -50,22 +50,7 @@ __global__ void __launch_bounds__(THREADS) absorb(const __grid_constant__ Args a
   uint32_t weights[STEPS][4][4];  // [step][tile of 16 columns][register of A]
   if (!keys) {
     const int64_t first = int64_t(head) * (a.dn + a.dv) + warp * (DN / 4) + 4 * t;
-#pragma unroll
-    for (int step = 0; step < STEPS; step++) {
-      uint4 row[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        row[i] = weight_eight<DTYPE>(a.w, first + 16 * step + i, slice * COLUMNS + 8 * g);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const uint32_t* w[4] = {&row[0].x, &row[1].x, &row[2].x, &row[3].x};
-        weights[step][i][0] = __byte_perm(w[0][i], w[1][i], 0x5410);
-        weights[step][i][1] = __byte_perm(w[0][i], w[1][i], 0x7632);
-        weights[step][i][2] = __byte_perm(w[2][i], w[3][i], 0x5410);
-        weights[step][i][3] = __byte_perm(w[2][i], w[3][i], 0x7632);
-      }
-    }
+    absorb_fragments<DTYPE>(a.w, first, slice * COLUMNS + 8 * g, weights);
   }
   wait_for_previous();
   allow_next();

@@ -96,10 +96,10 @@ __global__ void MOELA_CLUSTER __launch_bounds__(THREADS, 1)
       Result total = {-INFINITY, 0, {0, 0, 0, 0}};
 
       for (int split = item.begin; split < item.end; split++) {
-        const Share share = share_of(item, split, rank);
+        const MlaShare share = mla_share(item.keys, item.length, split, rank);
         if (thread == 0) {
           barrier_arrive_expect(shared_address(&s.arrived),
-                                share.blocks * (HEADS * SLICE + HEADS * 2) * 4);
+                                share.shares * (HEADS * SLICE + HEADS * 2) * 4);
         }
         float o[8][4];
 #pragma unroll
@@ -111,15 +111,19 @@ __global__ void MOELA_CLUSTER __launch_bounds__(THREADS, 1)
           char* stage = s.stages[ring.stage];
           barrier_wait(shared_address(&s.full[ring.stage]), ring.phase);
           bool written = true;
+          const auto convert = [&](auto type) {
+            cache_tile_to_bf16<decltype(type)::value, COMPUTING, TILE, R, DR, ROW>(
+                stage, s.scales[ring.stage], valid, sync_computing);
+          };
           switch (dtype) {
             case MOELA_FP8:
-              to_bf16<MOELA_FP8>(stage, s.scales[ring.stage], valid);
+              convert(std::integral_constant<int, MOELA_FP8>{});
               break;
             case MOELA_INT8:
-              to_bf16<MOELA_INT8>(stage, s.scales[ring.stage], valid);
+              convert(std::integral_constant<int, MOELA_INT8>{});
               break;
             case MOELA_INT6:
-              to_bf16<MOELA_INT6>(stage, s.scales[ring.stage], valid);
+              convert(std::integral_constant<int, MOELA_INT6>{});
               break;
             case MOELA_BF16:
               // What lies beyond must not enter, not even with weight 0.
@@ -287,11 +291,11 @@ __global__ void MOELA_CLUSTER __launch_bounds__(THREADS, 1)
         cluster_wait(shared_address(&s.arrived), split_phase);
         split_phase ^= 1;
         Result merged = {-INFINITY, 0, {0, 0, 0, 0}};
-        for (int block = 0; block < share.blocks; block++) {
+        for (int block = 0; block < share.shares; block++) {
           merged.max = fmaxf(merged.max, s.states[block][own_head][0]);
         }
 #pragma unroll 4
-        for (int block = 0; block < share.blocks; block++) {
+        for (int block = 0; block < share.shares; block++) {
           const float2 state = *reinterpret_cast<const float2*>(s.states[block][own_head]);
           const float4 v = *reinterpret_cast<const float4*>(
               &s.received[block][own_head][column_at(own_head, own_column)]);
@@ -385,18 +389,7 @@ void mla_decode_cluster(const Launch& at, const MlaDecodeArgs& args) {
   static const int clusters = [&] {
     check(cudaFuncSetAttribute(attend, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared)),
           "mla_decode");
-    cudaLaunchConfig_t config{};
-    config.gridDim = at.sms / CLUSTER * CLUSTER;
-    config.blockDim = THREADS;
-    config.dynamicSmemBytes = sizeof(Shared);
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {CLUSTER, 1, 1};
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    int most = 0;
-    check(cudaOccupancyMaxActiveClusters(&most, attend, &config), "mla_decode");
-    return most > at.sms / CLUSTER ? at.sms / CLUSTER : most;
+    return most_clusters<CLUSTER>(at, attend, THREADS, sizeof(Shared));
   }();
   launch<CLUSTER>(at, attend, dim3(clusters * CLUSTER), dim3(THREADS), sizeof(Shared), args);
 }

@@ -3,21 +3,22 @@
 #pragma once
 
 #include "cuda/barrier.cuh"
-#include "cuda/cache_read.cuh"
+#include "cuda/cache_tile.cuh"
 #include "cuda/mla_decode.cuh"
+#include "cuda/ring.cuh"
 
 namespace moela::cuda {
 
 namespace {
 
-constexpr int CLUSTER = 8;
+constexpr int CLUSTER = MLA_SHARES;
 constexpr int WARPS = 8;  // that compute
 constexpr int COMPUTING = 32 * WARPS;
 constexpr int THREADS = COMPUTING + 32;
 constexpr int R = MLA_FAST_R, DR = MLA_FAST_DR, WIDTH = R + DR;
 constexpr int HEADS = MLA_HEAD_TILE;
-constexpr int SLICE = R / CLUSTER;       // columns that a block merges
-constexpr int TILE = 32, TILE_F32 = 16;  // keys
+constexpr int SLICE = R / CLUSTER;                   // columns that a block merges
+constexpr int TILE = MLA_SHARE_TILE, TILE_F32 = 16;  // keys
 constexpr int STAGES = 3;
 constexpr int ROW = 2 * WIDTH + 16;  // bytes of a bf16 row: 16 more, against bank conflicts
 constexpr int ROW_F32 = 4 * WIDTH + 16;
@@ -25,6 +26,7 @@ constexpr int STAGE = TILE * ROW;
 constexpr int PLAN_ROWS = 512;
 constexpr int S_STRIDE = 40, P_STRIDE = 40;  // against bank conflicts
 static_assert(TILE_F32 * ROW_F32 <= STAGE && R == 64 * WARPS && WIDTH % (4 * 16) == 0, "");
+static_assert(COMPUTING == 8 * TILE, "eight threads a row");
 
 struct Shared {
   alignas(128) char stages[STAGES][STAGE];
@@ -178,27 +180,7 @@ __device__ __forceinline__ Item item_alone(const MlaDecodeArgs& a, int keys, int
   return at;
 }
 
-// Keys [begin, end) of a split that the block `rank` takes; `blocks` have any.
-struct Share {
-  int begin, end, blocks;
-};
-__device__ __forceinline__ Share share_of(const Item& item, int split, int rank) {
-  const int begin = split * item.length, end = min(item.keys, begin + item.length);
-  const int part = ((end - begin + CLUSTER - 1) / CLUSTER + TILE - 1) / TILE * TILE;
-  return {begin + rank * part, min(end, begin + (rank + 1) * part),
-          (end - begin + part - 1) / part};
-}
-
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage == STAGES) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
+using Ring = RingPlace<STAGES>;
 
 // The copying warp: rows of one item.
 __device__ __forceinline__ void copy_item(const MlaDecodeArgs& a, const Item& item, int rank,
@@ -212,7 +194,7 @@ __device__ __forceinline__ void copy_item(const MlaDecodeArgs& a, const Item& it
   const int stride = dtype == MOELA_F32 ? ROW_F32 : ROW;
   const char* base = pool.base + a.layer * pool.layer_bytes;
   for (int split = item.begin; split < item.end; split++) {
-    const Share share = share_of(item, split, rank);
+    const MlaShare share = mla_share(item.keys, item.length, split, rank);
     if (share.begin >= share.end) continue;
     const int first_page = share.begin / MOELA_PAGE_TOKENS;
     // A share has at most most / 8 = 256 keys: its pages fit the lanes.
@@ -241,36 +223,6 @@ __device__ __forceinline__ void copy_item(const MlaDecodeArgs& a, const Item& it
       }
       ring.next();
     }
-  }
-}
-
-// Rows of a stage from their type to bf16, in place; all computing threads.
-template <int DTYPE>
-__device__ __forceinline__ void to_bf16(char* stage, const uint8_t (*codes)[2], int rows) {
-  constexpr int ROW_BYTES = DTYPE == MOELA_INT6 ? WIDTH / 4 * 3 : WIDTH;
-  constexpr int EIGHTS = WIDTH / 64;
-  static_assert(COMPUTING == 8 * TILE && EIGHTS * 64 == WIDTH, "");
-  static_assert(R % 64 == 0 && DR % 32 == 0, "64 elements are of one part");
-  // Eight threads a row.
-  const int row = threadIdx.x / 8, column = threadIdx.x % 8 * 8;
-  const char* raw = stage + STAGE - TILE * ROW_BYTES + row * ROW_BYTES;
-  CacheEight<DTYPE> eights[EIGHTS];
-#pragma unroll
-  for (int j = 0; j < EIGHTS; j++) {
-    eights[j].load(raw, column + 64 * j, cache_part(DTYPE, 64 * j, R, DR), R, DR);
-  }
-  const float scale = row < rows ? cache_scale(codes[row][0]) : 0;
-  const float key_scale = row < rows ? cache_scale(codes[row][1]) : 0;
-  sync_computing();
-#pragma unroll
-  for (int j = 0; j < EIGHTS; j++) {
-    uint4 out = {0, 0, 0, 0};
-    const CachePart part = cache_part(DTYPE, 64 * j, R, DR);
-    if (row < rows) {
-      out = cache_bf16<DTYPE>(eights[j], part == CachePart::KEY ? key_scale : scale,
-                              column + 64 * j, part, R, DR);
-    }
-    *reinterpret_cast<uint4*>(stage + row * ROW + 2 * column + 128 * j) = out;
   }
 }
 

@@ -40,6 +40,22 @@ MOELA_BOTH int mla_split_count(const MlaSplits& splits, int keys) {
   return (keys + length - 1) / length;
 }
 
+// A split is shared by eight at most, who take its keys in tiles of 32.
+constexpr int MLA_SHARES = 8;
+constexpr int MLA_SHARE_TILE = 32;
+
+// Keys [begin, end) of the share `rank` of a split, nothing when begin >= end; `shares` have any.
+struct MlaShare {
+  int32_t begin, end, shares;
+};
+MOELA_BOTH MlaShare mla_share(int keys, int length, int split, int rank) {
+  const int begin = split * length, end = keys < begin + length ? keys : begin + length;
+  const int each = (end - begin + MLA_SHARES - 1) / MLA_SHARES;
+  const int part = (each + MLA_SHARE_TILE - 1) / MLA_SHARE_TILE * MLA_SHARE_TILE;
+  const int last = begin + (rank + 1) * part;
+  return {begin + rank * part, end < last ? end : last, (end - begin + part - 1) / part};
+}
+
 // Scratch memory: counters that are zero between launches, then slots, each the result of one split
 // of one row for one tile of heads: [heads][r] sums, then [8][heads][2] maxima and sums of weights.
 struct MlaSlots {

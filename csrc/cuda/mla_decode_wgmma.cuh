@@ -6,6 +6,7 @@
 #include "cuda/cache_read.cuh"
 #include "cuda/mla_decode.cuh"
 #include "cuda/mla_weight.cuh"
+#include "cuda/ring.cuh"
 #include "cuda/wgmma_mma.cuh"
 
 namespace moela::cuda {
@@ -160,16 +161,7 @@ __device__ __forceinline__ Item item_at(const MlaDecodeArgs& a, const Shared& s,
           index % tiles * HEADS};
 }
 
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage == STAGES) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
+using Ring = RingPlace<STAGES>;
 
 // A page's rows of a type with scales as bf16, by the copying warpgroup.
 template <int DTYPE>

@@ -47,6 +47,27 @@ __device__ __forceinline__ uint4 weight_eight(const Weight& w, int64_t row, int 
   }
 }
 
+// W_UK as the transposed operand A of `mma.sync`: a lane reads eight columns of four rows of K,
+// from `first` on and every 16 further, and swaps them. weights[step of 16 of K][tile][register].
+template <int DTYPE, int STEPS>
+__device__ __forceinline__ void absorb_fragments(const Weight& w, int64_t first, int column,
+                                                 uint32_t (&weights)[STEPS][4][4]) {
+#pragma unroll
+  for (int step = 0; step < STEPS; step++) {
+    uint4 row[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) row[i] = weight_eight<DTYPE>(w, first + 16 * step + i, column);
+    const uint32_t* r[4] = {&row[0].x, &row[1].x, &row[2].x, &row[3].x};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      weights[step][i][0] = __byte_perm(r[0][i], r[1][i], 0x5410);
+      weights[step][i][1] = __byte_perm(r[0][i], r[1][i], 0x7632);
+      weights[step][i][2] = __byte_perm(r[2][i], r[3][i], 0x5410);
+      weights[step][i][3] = __byte_perm(r[2][i], r[3][i], 0x7632);
+    }
+  }
+}
+
 // One value as the products see it.
 __device__ __forceinline__ float weight_value(const Weight& w, int64_t row, int col) {
   const int64_t at = row * w.cols + col, groups = (w.cols + 127) / 128;

@@ -26,9 +26,9 @@ constexpr int LAYERS = 4;        // descriptions held at a time
 
 constexpr int DN = 128, DR = 64, DV = 128, R = MLA_FAST_R, WIDTH = R + DR;
 constexpr int HEADS = MLA_HEAD_TILE;
-constexpr int SLICES = 8;            // of a head, in what comes before and after attention
-constexpr int TILE = 32;             // keys
-constexpr int ROW = 2 * WIDTH + 16;  // bytes of a bf16 row: 16 more, against bank conflicts
+constexpr int SLICES = 8;             // of a head, in what comes before and after attention
+constexpr int TILE = MLA_SHARE_TILE;  // keys
+constexpr int ROW = 2 * WIDTH + 16;   // bytes of a bf16 row: 16 more, against bank conflicts
 constexpr int STAGES = 2;
 constexpr int MOST_PAGES = 64;
 constexpr int S_STRIDE = 40, P_STRIDE = 40;  // against bank conflicts
@@ -152,6 +152,12 @@ __device__ __forceinline__ void wait_until(const int* counter, int target) {
   __threadfence_block();
   __syncwarp();
 }
+// Sets such a counter, by one thread.
+__device__ __forceinline__ void set_counter(int* counter, int value) {
+  __threadfence_block();
+  *static_cast<volatile int*>(counter) = value;
+}
+
 // Until one word of each of `count` senders is there, by all who multiply: many threads that ask
 // for many words again and again would hold up those who still have to send.
 template <class At>
@@ -162,11 +168,6 @@ __device__ __forceinline__ void await_senders(int count, uint32_t epoch, const A
     receive(none, epoch, [&](int) { return at(i); });
   }
   sync();
-}
-// Sets such a counter, by one thread.
-__device__ __forceinline__ void set_counter(int* counter, int value) {
-  __threadfence_block();
-  *static_cast<volatile int*>(counter) = value;
 }
 
 }  // namespace moela::cuda::persistent

@@ -10,29 +10,6 @@
 namespace moela::cuda::persistent {
 
 #if __CUDA_ARCH__ >= 900
-template <int KV_B>
-__device__ __forceinline__ void absorb_weights(const Weight& w, int head, int slice,
-                                               uint32_t (&out)[2][4][4]) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int64_t first = int64_t(head) * (DN + DV) + warp * (DN / 4) + 4 * t;
-#pragma unroll
-  for (int step = 0; step < 2; step++) {
-    uint4 row[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      row[i] = weight_eight<KV_B>(w, first + 16 * step + i, slice * (R / SLICES) + 8 * g);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const uint32_t* r[4] = {&row[0].x, &row[1].x, &row[2].x, &row[3].x};
-      out[step][i][0] = __byte_perm(r[0][i], r[1][i], 0x5410);
-      out[step][i][1] = __byte_perm(r[0][i], r[1][i], 0x7632);
-      out[step][i][2] = __byte_perm(r[2][i], r[3][i], 0x5410);
-      out[step][i][3] = __byte_perm(r[2][i], r[3][i], 0x7632);
-    }
-  }
-}
-
 __device__ __forceinline__ Weight kv_b_of(const Arguments& a, const PersistentLayer& layer) {
   return {a.model.kv_b_dtype, 1, int64_t{a.model.heads} * (DN + DV), R, layer.kv_b.data, 0,
           layer.kv_b.scales,  0};
@@ -55,7 +32,8 @@ __device__ __noinline__ void absorb(int layer_index) {
     const bool mine = warp < 4;
     uint32_t weights[2][4][4];
     if (mine) {
-      absorb_weights<KV_B_TYPE<DTYPE>>(kv_b, head, slice, weights);
+      const int64_t first = int64_t{head} * (DN + DV) + warp * (DN / 4) + 4 * t;
+      absorb_fragments<KV_B_TYPE<DTYPE>>(kv_b, first, slice * (R / SLICES) + 8 * g, weights);
     }
     float (*partial)[R / SLICES + 4] = reinterpret_cast<float (*)[R / SLICES + 4]>(s.scores);
     const uint64_t* q = a.to.q + head * (DN + DR);

@@ -4,12 +4,11 @@
 // whoever reads them (persistent_expand.cuh). The running softmax: arXiv 2205.14135.
 #pragma once
 
-#include "cuda/cache_read.cuh"
+#include "cuda/cache_tile.cuh"
 #include "cuda/persistent_entry.cuh"
+#include "cuda/ring.cuh"
 
 namespace moela::cuda::persistent {
-
-constexpr int CLUSTER = 8;  // parts of a split at most
 
 #if __CUDA_ARCH__ >= 900
 
@@ -24,27 +23,12 @@ __device__ __forceinline__ Place place_of(const Step& step, const MlaSplits& spl
   at.splits = (at.keys + at.length - 1) / at.length;
   return at;
 }
-// Keys of part `rank` of a split: nothing when begin >= end; and how many parts have any.
-struct Keys {
-  int begin, end, parts;
-};
-__device__ __forceinline__ Keys keys_of(const Place& at, int split, int rank) {
-  const int begin = split * at.length, end = min(at.keys, begin + at.length);
-  const int part = ((end - begin + CLUSTER - 1) / CLUSTER + TILE - 1) / TILE * TILE;
-  return {begin + rank * part, min(end, begin + (rank + 1) * part),
-          (end - begin + part - 1) / part};
+// A part of the keys, of all splits.
+__device__ __forceinline__ MlaShare keys_of(const Place& at, int part) {
+  return mla_share(at.keys, at.length, part / MLA_SHARES, part % MLA_SHARES);
 }
 
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage == STAGES) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
+using Ring = RingPlace<STAGES>;
 
 // The page of a key, of a tile that this block has in every layer.
 template <int DTYPE>
@@ -72,8 +56,8 @@ __device__ __noinline__ Ring copy_keys(int layer, Ring ring) {
   const char* base = pool.base + layer * pool.layer_bytes;
   int tile = 0;
 #pragma unroll 1
-  for (int part = blockIdx.x; part < at.splits * CLUSTER; part += gridDim.x) {
-    const Keys keys = keys_of(at, part / CLUSTER, part % CLUSTER);
+  for (int part = blockIdx.x; part < at.splits * MLA_SHARES; part += gridDim.x) {
+    const MlaShare keys = keys_of(at, part);
 #pragma unroll 1
     for (int key = keys.begin; key < keys.end; key += TILE) {
       // The row's own entry is made by those who attend to it.
@@ -108,36 +92,10 @@ __device__ __noinline__ Ring copy_keys(int layer, Ring ring) {
   return ring;
 }
 
-// Rows of a stage from their type to bf16, in place; eight threads a row.
+// A function of its own: its instructions are not those of a bf16 cache.
 template <int CACHE>
 __device__ __noinline__ void to_bf16(char* stage, const uint8_t (*codes)[2], int rows) {
-  constexpr int ROW_BYTES = CACHE == MOELA_INT6 ? WIDTH / 4 * 3 : WIDTH;
-  constexpr int EIGHTS = WIDTH / 64;
-  const int row = threadIdx.x / 8, column = threadIdx.x % 8 * 8;
-  const bool mine = row < TILE;
-  CacheEight<CACHE> eights[EIGHTS];
-  float scale = 0, key_scale = 0;
-  if (mine) {
-    const char* raw = stage + TILE * (ROW - ROW_BYTES) + row * ROW_BYTES;
-#pragma unroll
-    for (int j = 0; j < EIGHTS; j++) {
-      eights[j].load(raw, column + 64 * j, cache_part(CACHE, 64 * j, R, DR), R, DR);
-    }
-    scale = row < rows ? cache_scale(codes[row][0]) : 0;
-    key_scale = row < rows ? cache_scale(codes[row][1]) : 0;
-  }
-  sync();
-  if (!mine) return;
-#pragma unroll
-  for (int j = 0; j < EIGHTS; j++) {
-    uint4 out = {0, 0, 0, 0};
-    const CachePart part = cache_part(CACHE, 64 * j, R, DR);
-    if (row < rows) {
-      out = cache_bf16<CACHE>(eights[j], part == CachePart::KEY ? key_scale : scale,
-                              column + 64 * j, part, R, DR);
-    }
-    *reinterpret_cast<uint4*>(stage + row * ROW + 2 * column + 128 * j) = out;
-  }
+  cache_tile_to_bf16<CACHE, THREADS, TILE, R, DR, ROW>(stage, codes, rows, sync);
 }
 
 // The queries as fragments of A: of a warp's quarter of the dims, heads g and g + 8.
@@ -176,13 +134,13 @@ __device__ __noinline__ Ring attend(int layer, Ring ring) {
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4;
   const int t = lane % 4, quarter = warp % 4, eight = warp / 4;  // of dims, of keys
   const int dtype = s.pool.dtype;
-  const int parts = at.splits * CLUSTER;
+  const int parts = at.splits * MLA_SHARES;
   const uint32_t epoch = s.epoch + layer;
   bool loaded = false;
   uint32_t query[9][4];
 #pragma unroll 1
   for (int part = blockIdx.x; part < parts; part += gridDim.x) {
-    const Keys keys = keys_of(at, part / CLUSTER, part % CLUSTER);
+    const MlaShare keys = keys_of(at, part);
     if (keys.begin >= keys.end) continue;
     float o[4][4] = {};
     float maximum = -INFINITY, sum = 0;  // of head `warp`

@@ -2,27 +2,13 @@
 // sums in the same order.
 #pragma once
 
-#include "cpu/cache_layout.h"
+#include "cuda/cache_entry.cuh"
 #include "cuda/mla_weight.cuh"
 #include "cuda/persistent.cuh"
-#include "cuda/rows.cuh"
 
 namespace moela::cuda::persistent {
 
 #if __CUDA_ARCH__ >= 900
-// The largest magnitude of x[begin, end) by one warp.
-__device__ __forceinline__ float largest_of(const float* x, int begin, int end) {
-  float largest = 0;
-  for (int i = begin + static_cast<int>(threadIdx.x) % 32; i < end; i += 32) {
-    largest = fmaxf(largest, fabsf(x[i]));
-  }
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));
-  }
-  return largest;
-}
-
 // The row's entry, see cache_write.cu, to its place in the cache or in a tile: whoever attends to
 // it makes it anew, which is sooner than to wait for another block's.
 template <int DTYPE>
@@ -34,7 +20,6 @@ __device__ __noinline__ void put_entry(int layer_index, char* to, uint8_t* codes
   const uint32_t epoch = s.epoch + layer_index;
   float* x = &s.scores[0][0][0];  // [WIDTH]
   float* scales = x + WIDTH;      // [2]
-  const int dtype = s.pool.dtype;
   float4 latent{0, 0, 0, 0};
   if (thread < R / 4) {
     latent = receive_four(a.to.kv_a + 4 * thread, epoch);
@@ -57,36 +42,7 @@ __device__ __noinline__ void put_entry(int layer_index, char* to, uint8_t* codes
     *reinterpret_cast<float4*>(x + 4 * thread) = normed4(latent, factor, w);
   }
   sync();
-  if (dtype == MOELA_BF16) {
-    if (thread < WIDTH / 2) {
-      reinterpret_cast<uint32_t*>(to)[thread] =
-          bf16_bits(x[2 * thread]) | static_cast<uint32_t>(bf16_bits(x[2 * thread + 1])) << 16;
-    }
-    return;
-  }
-  const int most = cache_most(dtype);
-  if (thread < 64) {
-    const int part = thread / 32;
-    const float largest = part == 0 ? largest_of(x, 0, R) : largest_of(x, R, WIDTH);
-    if (thread % 32 == 0) {
-      const uint8_t code = cache_code(largest, part == 0 ? most : CACHE_KEY_MOST);
-      scales[part] = cache_scale(code);
-      codes[part] = code;
-    }
-  }
-  sync();
-  uint8_t* out = reinterpret_cast<uint8_t*>(to);
-  uint8_t* key = out + cache_key_at(dtype, R, DR);
-  if (thread < DR) key[thread] = cache_int8(cache_steps(x[R + thread], scales[1], CACHE_KEY_MOST));
-  if (dtype != MOELA_INT6) {
-    const float steps = cache_steps(x[thread], scales[0], most);
-    out[thread] = dtype == MOELA_INT8 ? cache_int8(steps) : cache_fp8(steps);
-    return;
-  }
-  const int short_at = int6_short_at(R, DR);
-  for (int group = thread; group < int6_groups(R, DR); group += THREADS) {
-    int6_put_group(out, group, short_at, x, scales[0]);
-  }
+  put_cache_entry<THREADS>(s.pool.dtype, R, DR, x, scales, to, codes, sync);
 }
 #endif  // __CUDA_ARCH__ >= 900
 

@@ -17,20 +17,20 @@ struct Result {
 };
 __device__ __forceinline__ Result merge_split(const Arguments& a, const Place& at, uint32_t epoch,
                                               int split, int head, int column) {
-  const int parts = keys_of(at, split, 0).parts;
-  const int64_t first = int64_t{split} * CLUSTER * HEADS + head;
-  float2 state[CLUSTER];
-  float o[CLUSTER];
+  const int parts = keys_of(at, split * MLA_SHARES).shares;
+  const int64_t first = int64_t{split} * MLA_SHARES * HEADS + head;
+  float2 state[MLA_SHARES];
+  float o[MLA_SHARES];
   const auto part = [&](int i) { return first + (i < parts ? i : 0) * HEADS; };
   receive(state, epoch, [&](int i) { return a.to.states + part(i) * 2; });
   receive(o, epoch, [&](int i) { return a.to.parts + part(i) * R + column; });
   Result merged = {-INFINITY, 0, 0};
 #pragma unroll
-  for (int i = 0; i < CLUSTER; i++) {
+  for (int i = 0; i < MLA_SHARES; i++) {
     if (i < parts) merged.max = fmaxf(merged.max, state[i].x);
   }
 #pragma unroll
-  for (int i = 0; i < CLUSTER; i++) {
+  for (int i = 0; i < MLA_SHARES; i++) {
     if (i >= parts) continue;
     const float factor = power2(state[i].x - merged.max);
     merged.sum = fmaf(state[i].y, factor, merged.sum);
@@ -115,10 +115,11 @@ __device__ __noinline__ void expand(int layer_index) {
       receive(merged, epoch, [&](int) { return a.to.merged + head * R + thread; });
       latent[thread] = merged[0];
     } else {
-      await_senders(at.splits * CLUSTER, epoch, [&](int i) {
-        const int parts = keys_of(at, i / CLUSTER, 0).parts;
+      await_senders(at.splits * MLA_SHARES, epoch, [&](int i) {
+        const int parts = keys_of(at, i / MLA_SHARES * MLA_SHARES).shares;
         return states +
-               (i / CLUSTER * CLUSTER + (i % CLUSTER < parts ? i % CLUSTER : 0)) * HEADS * 2;
+               (i / MLA_SHARES * MLA_SHARES + (i % MLA_SHARES < parts ? i % MLA_SHARES : 0)) *
+                   HEADS * 2;
       });
       if (threadIdx.x < 32) mark_other(layer_index, 7);
       Result total = {-INFINITY, 0, 0};

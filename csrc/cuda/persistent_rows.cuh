@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cuda/persistent_stream.cuh"
-#include "cuda/rows.cuh"
 #include "cuda/stream_f32.cuh"
 
 namespace moela::cuda::persistent {
@@ -11,35 +10,18 @@ namespace moela::cuda::persistent {
 constexpr int MOST_FOURS = 1;
 
 #if __CUDA_ARCH__ >= 900
-__device__ __forceinline__ float4 norm_four(const PersistentNorm& norm, int i) {
-  if (norm.dtype == MOELA_F32) return __ldg(reinterpret_cast<const float4*>(norm.weight) + i / 4);
-  const uint2 pairs = __ldg(reinterpret_cast<const uint2*>(norm.weight) + i / 4);
-  return {__uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
-          __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
-}
-
-__device__ __forceinline__ float silu_mul(float gate, float up) {
-  return __fmul_rn(__fdiv_rn(gate, 1.0f + expf(-gate)), up);
-}
-
 // Elements [i, i + 4) of the residual stream before layer 0: the token's embedding.
 template <int DTYPE>
 __device__ __forceinline__ float4 embedded(int i) {
   const Arguments& a = shared_memory<DTYPE>().a;
-  const int64_t from = int64_t{a.step.tokens[0]} * a.model.d + i;
-  if (a.model.embedding_dtype == MOELA_F32) {
-    return *reinterpret_cast<const float4*>(a.model.embedding + from * 4);
-  }
-  const uint2 pairs = *reinterpret_cast<const uint2*>(a.model.embedding + from * 2);
-  return {__uint_as_float(pairs.x << 16), __uint_as_float(pairs.x & 0xffff0000u),
-          __uint_as_float(pairs.y << 16), __uint_as_float(pairs.y & 0xffff0000u)};
+  const int64_t row = int64_t{a.step.tokens[0]} * a.model.d;
+  return load4({const_cast<char*>(a.model.embedding), a.model.embedding_dtype}, row + i,
+               row + a.model.d);
 }
 
 __device__ __forceinline__ float embedded_one(const Arguments& a, int i) {
-  const int64_t from = int64_t{a.step.tokens[0]} * a.model.d + i;
-  return a.model.embedding_dtype == MOELA_F32
-             ? reinterpret_cast<const float*>(a.model.embedding)[from]
-             : bf16_value(reinterpret_cast<const uint16_t*>(a.model.embedding)[from]);
+  return tensor_at({const_cast<char*>(a.model.embedding), a.model.embedding_dtype},
+                   int64_t{a.step.tokens[0]} * a.model.d + i);
 }
 
 // The last of the elements that block `block` sends of n, or another.
@@ -67,7 +49,7 @@ __device__ __noinline__ void normed_input(int layer_index, int kind) {
 #pragma unroll
   for (int i = 0; i < MOST_FOURS; i++) {
     const int at = 4 * (thread + THREADS * i);
-    if (at < d) w[i] = norm_four(norm, at);
+    w[i] = load4({const_cast<char*>(norm.weight), norm.dtype}, at, d);
   }
   if (router && summing && expert < a.model.shape.experts) {
 #pragma unroll

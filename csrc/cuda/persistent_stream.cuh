@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cuda/persistent_parts.cuh"
+#include "cuda/ring.cuh"
 
 namespace moela::cuda::persistent {
 
@@ -17,17 +18,7 @@ namespace moela::cuda::persistent {
 // done.
 constexpr int AHEAD_EXPERTS = 2;
 
-// Where the stream is in the ring.
-struct Turn {
-  int slot = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void next() {
-    if (++slot == SLOTS) {
-      slot = 0;
-      phase ^= 1;
-    }
-  }
-};
+using Turn = RingPlace<SLOTS>;  // where the stream is in the ring
 
 // What a warp that multiplies keeps between products.
 struct Consumer {
@@ -102,7 +93,7 @@ struct Products {
     const int lane = threadIdx.x % 32, r = lane % STREAM_TILE;
     // A slot is filled by one warp: what is done for each takes longer than a copy.
     const int me = static_cast<int>(threadIdx.x - THREADS) / 32;
-    if (groups <= SLOT_GROUPS<TYPE> && turn.slot != me) {
+    if (groups <= SLOT_GROUPS<TYPE> && turn.stage != me) {
       turn.next();
       return turn;
     }
@@ -112,15 +103,15 @@ struct Products {
     const bool whole = from.row_bytes <= SLOT_BYTES;
 #pragma unroll 1
     for (int first = 0; first < groups; first += SLOT_GROUPS<TYPE>) {
-      if (turn.slot != me) {
+      if (turn.stage != me) {
         turn.next();
         continue;
       }
       const int begin = first * T::GROUP_BYTES;
       const int bytes = min(SLOT_BYTES, from.row_bytes - begin);
-      const uint32_t full = shared_address(&s.arrived[turn.slot]);
-      const uint32_t to = shared_address(s.ring[turn.slot]);
-      barrier_wait(shared_address(&s.free[turn.slot]), turn.phase ^ 1);
+      const uint32_t full = shared_address(&s.arrived[turn.stage]);
+      const uint32_t to = shared_address(s.ring[turn.stage]);
+      barrier_wait(shared_address(&s.free[turn.stage]), turn.phase ^ 1);
       if (lane == 0) barrier_arrive_expect(full, rows * bytes);
       __syncwarp();
       // One lane asks: the instruction takes one address at a time in any case.
@@ -151,7 +142,7 @@ struct Products {
           const int odd = static_cast<int>(index % SHARE);
 #pragma unroll 4
           for (int i = lane / STREAM_TILE; i < count; i += 2) {
-            copy4(&s.scales[turn.slot][i][r], scales + (odd + i) / SHARE * 4, from.inside ? 4 : 0);
+            copy4(&s.scales[turn.stage][i][r], scales + (odd + i) / SHARE * 4, from.inside ? 4 : 0);
           }
         }
         barrier_arrive_copies(full);
@@ -302,17 +293,17 @@ struct Products {
       for (int first = 0; first < groups; first += SLOT_GROUPS<TYPE>) {
         const int count = min(SLOT_GROUPS<TYPE>, groups - first);
         // Whoever has no group waits, too: a slot's phases are told apart by their parity alone.
-        barrier_wait(shared_address(&s.arrived[own.turn.slot]), own.turn.phase);
+        barrier_wait(shared_address(&s.arrived[own.turn.stage]), own.turn.phase);
 #pragma unroll 1
         for (int mine = (warp - own.warp) & (WARPS - 1); mine < count; mine += WARPS) {
           const int group = first + mine;
           const int left = row_bytes - group * StreamType<TYPE>::GROUP_BYTES;
-          multiply<TYPE>(s, own.turn.slot, row_bytes <= SLOT_BYTES ? row_bytes : SLOT_STRIDE, mine,
+          multiply<TYPE>(s, own.turn.stage, row_bytes <= SLOT_BYTES ? row_bytes : SLOT_STRIDE, mine,
                          (kind == DOWN ? base : 0) + group, left, (odd ^ group) & 1,
                          s.products.sums[first_sum + base + group]);
         }
         __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&s.free[own.turn.slot]));
+        if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&s.free[own.turn.stage]));
         own.warp = (own.warp + count) & (WARPS - 1);
         own.turn.next();
       }

@@ -36,20 +36,9 @@ int64_t ring_clusters(const Launch& at) {
   static const int64_t clusters = [&] {
     const auto kernel = ring_kernel<BLOCK_ROWS, TOKENS, CLUSTER, SHARED>;
     using S = RingShape<BLOCK_ROWS, TOKENS, CLUSTER, SHARED>;
-    const size_t shared = S::shared_bytes(S::depth(1), 1);
     allow_shared(kernel);
-    cudaLaunchConfig_t config{};
-    config.gridDim = at.sms / CLUSTER * CLUSTER;
-    config.blockDim = RING_THREADS;
-    config.dynamicSmemBytes = shared;
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {CLUSTER, 1, 1};
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    int most = 0;
-    check(cudaOccupancyMaxActiveClusters(&most, kernel, &config), "asking for clusters");
-    return std::max<int64_t>(1, std::min(most, at.sms / CLUSTER));
+    const size_t shared = S::shared_bytes(S::depth(1), 1);
+    return std::max(1, most_clusters<CLUSTER>(at, kernel, RING_THREADS, shared));
   }();
   return clusters;
 }

@@ -247,22 +247,6 @@ struct RowStream {
   }
 };
 
-// Elements [i, i + 4) of a row of k, zero past its end; i and k are multiples of four, and the row
-// begins on four elements.
-__device__ __forceinline__ float4 load4(const Tensor& in, int64_t i, int64_t k) {
-  float4 v{0, 0, 0, 0};
-  if (i < k) {
-    if (in.dtype == MOELA_F32) {
-      v = *reinterpret_cast<const float4*>(static_cast<const float*>(in.data) + i);
-    } else {
-      const uint2 half = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(in.data) + i);
-      v = {bf16_value(half.x & 0xffff), __uint_as_float(half.x & 0xffff0000u),
-           bf16_value(half.y & 0xffff), __uint_as_float(half.y & 0xffff0000u)};
-    }
-  }
-  return v;
-}
-
 // The row that a kernel's products share, normed on its way or not. Its norm's weights are read
 // before the previous kernel ends.
 struct RowInput {
@@ -335,10 +319,6 @@ __device__ __forceinline__ void prepare_row(Stream& stream, const RowInput& inpu
 inline RowInput row_input(const DecodeInput& input, int64_t k) {
   return {input.in, input.norm ? input.norm->data : nullptr, input.norm ? input.norm->dtype : 0,
           input.epsilon, static_cast<int32_t>(k)};
-}
-
-__device__ __forceinline__ float silu_mul(float gate, float up) {
-  return __fmul_rn(__fdiv_rn(gate, 1.0f + expf(-gate)), up);
 }
 
 }  // namespace moela::cuda

@@ -148,6 +148,26 @@ __device__ __forceinline__ float tensor_at(const Tensor& in, int64_t i) {
   return bf16_value(static_cast<const uint16_t*>(in.data)[i]);
 }
 
+// Elements [i, i + 4) of a row of k, zero past its end; i and k are multiples of four, and the row
+// begins on four elements.
+__device__ __forceinline__ float4 load4(const Tensor& in, int64_t i, int64_t k) {
+  float4 v{0, 0, 0, 0};
+  if (i < k) {
+    if (in.dtype == MOELA_F32) {
+      v = *reinterpret_cast<const float4*>(static_cast<const float*>(in.data) + i);
+    } else {
+      const uint2 half = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(in.data) + i);
+      v = {bf16_value(half.x & 0xffff), __uint_as_float(half.x & 0xffff0000u),
+           bf16_value(half.y & 0xffff), __uint_as_float(half.y & 0xffff0000u)};
+    }
+  }
+  return v;
+}
+
+__device__ __forceinline__ float silu_mul(float gate, float up) {
+  return __fmul_rn(__fdiv_rn(gate, 1.0f + expf(-gate)), up);
+}
+
 // A warp's 128 elements of a group, four a lane: round to nearest even of x * (127 / max|x|),
 // packed, and the scale max|x| / 127. As on the CPU, groups so small that the factor would be
 // infinite become zeros, and in one that is not finite the scale is NaN. Magnitudes are compared as

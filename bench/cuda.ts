@@ -4,11 +4,11 @@
  * bench/results/NAME.csv.
  *
  * Usage: deno run -A bench/cuda.ts [--weights bf16,int8,fp8,int4] [--layers 27] [--runs 5]
- *        [--commit ID] [--phases decode,long,prefill,batch]
+ *        [--commit ID] [--phases decode,long,prefill,batch] [--kernels sm90-persistent]
  */
 import { parseArgs } from "node:util";
 import { DType } from "../ffi/mod.ts";
-import type { Model } from "../mod.ts";
+import type { LoadOptions, Model } from "../mod.ts";
 import { parseConfig } from "../src/model/config.ts";
 import { CUDA_LIMITS } from "../src/generate/engine.ts";
 import { buildModel } from "../src/model/load.ts";
@@ -33,6 +33,7 @@ const { values } = parseArgs({
     layers: { type: "string", default: "27" },
     runs: { type: "string", default: "5" },
     commit: { type: "string" },
+    kernels: { type: "string" },
     phases: { type: "string", default: "decode,long,prefill,batch" },
     name: { type: "string", default: "cuda-v2-lite" },
   },
@@ -64,6 +65,8 @@ const PHASES: readonly Phase[] = [
   { kind: "batch", phase: "decode", tokens: 128, context: 1024, batch: 256 },
 ];
 
+const kernels = values.kernels as LoadOptions["kernels"];
+
 async function open(weights: WeightsType): Promise<Model> {
   const config = parseConfig(shapeConfig("v2-lite", Number(values.layers)), "");
   return await buildModel({
@@ -71,7 +74,7 @@ async function open(weights: WeightsType): Promise<Model> {
     source: () => generatedSource(config, 1, "bf16"),
     fingerprint: () => Promise.resolve(JSON.stringify([config, weights])),
     bytes: 1,
-  }, { device: "cuda", weights, maxBatch: 256 });
+  }, { device: "cuda", weights, maxBatch: 256, kernels });
 }
 
 /** Tokens of prompts that are read in a step in which others decode. */

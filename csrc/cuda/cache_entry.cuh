@@ -20,13 +20,13 @@ __device__ __forceinline__ float largest_of(const float* x, int begin, int end) 
 }
 
 // x [r + dr], in shared memory, the latent and then the rotated key, to `to`, and the codes of its
-// two scales, where the type has them, to `codes`. By threads [0, THREADS), which `sync` brings
-// together; `scales` [2] is shared memory.
+// two scales, where the type has them, to `codes`. By threads [0, THREADS) of those that `sync`
+// brings together, counted from any warp's first; `scales` [2] is shared memory.
 template <int THREADS, class Sync>
-__device__ __forceinline__ void put_cache_entry(int dtype, int r, int dr, const float* x,
-                                                float* scales, char* to, uint8_t* codes,
-                                                const Sync& sync) {
-  const int thread = threadIdx.x, width = r + dr;
+__device__ __forceinline__ void put_cache_entry(int thread, int dtype, int r, int dr,
+                                                const float* x, float* scales, char* to,
+                                                uint8_t* codes, const Sync& sync) {
+  const int width = r + dr;
   if (dtype == MOELA_F32) {
     for (int i = thread; i < width; i += THREADS) reinterpret_cast<float*>(to)[i] = x[i];
     return;

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
     x[i] = normed(from[i], factor, norm_weight(norm, norm_dtype, i));
   }
   __syncthreads();
-  put_cache_entry<NORM_THREADS>(pool.dtype, r, dr, x, scales, to,
+  put_cache_entry<NORM_THREADS>(threadIdx.x, pool.dtype, r, dr, x, scales, to,
                                 pool.scales_at(page, layer) + slot * 2, [] { __syncthreads(); });
 }
 

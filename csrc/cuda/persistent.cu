@@ -163,6 +163,7 @@ __global__ void __launch_bounds__(THREADS + AUXILIARY, 1)
     barrier_init_fence();
     s.place = place_of(a.step, a.splits);
     s.pool = a.step.pools[s.place.pool];
+    s.makes_entry = makes_entry(s.place, a.model.heads);
   }
   for (unsigned i = threadIdx.x; i < sizeof a / 4; i += blockDim.x) {
     reinterpret_cast<uint32_t*>(&s.a)[i] = reinterpret_cast<const uint32_t*>(&a)[i];

@@ -24,6 +24,9 @@ constexpr int MOST_SUMS = 192;   // groups of a phase, in one block
 constexpr int MOST_GROUPS = 96;  // of a phase's input
 constexpr int LAYERS = 4;        // descriptions held at a time
 
+// From here on NORM_THREADS threads make the cache's new entry.
+constexpr int ENTRY_THREAD = THREADS - NORM_THREADS;
+
 constexpr int DN = 128, DR = 64, DV = 128, R = MLA_FAST_R, WIDTH = R + DR;
 constexpr int HEADS = MLA_HEAD_TILE;
 constexpr int SLICES = 8;             // of a head, in what comes before and after attention
@@ -95,6 +98,10 @@ struct Shared {
   alignas(16) uint16_t weights[HEADS][P_STRIDE];
   float factors[HEADS];
   uint8_t codes[STAGES][TILE][2];
+  alignas(16) char entry[2 * WIDTH];  // of the row, in the cache's type
+  uint8_t entry_codes[2];
+  float unpacked[WIDTH + 2];
+  bool makes_entry;
   uint64_t full[STAGES], empty[STAGES];
   PersistentLayer layers[LAYERS];
   Part parts[LAYERS][KINDS];

@@ -15,7 +15,8 @@ __device__ __forceinline__ Weight kv_b_of(const Arguments& a, const PersistentLa
           layer.kv_b.scales,  0};
 }
 
-// Queries into the latent space, the row's rotated query keys, and its entry in the cache.
+// Queries into the latent space, the row's rotated query keys, and its entry in the cache, which
+// warps make that have nothing else to do.
 template <int DTYPE>
 __device__ __noinline__ void absorb(int layer_index) {
   Shared<DTYPE>& s = shared_memory<DTYPE>();
@@ -26,6 +27,7 @@ __device__ __noinline__ void absorb(int layer_index) {
   const int units = a.model.heads * SLICES;
   const Weight kv_b = kv_b_of(a, layer);
   const uint32_t epoch = s.epoch + layer_index;
+  if (s.makes_entry && thread >= ENTRY_THREAD) make_entry<DTYPE>(layer_index);
 #pragma unroll 1
   for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
     const int head = unit / SLICES, slice = unit % SLICES;
@@ -82,11 +84,12 @@ __device__ __noinline__ void absorb(int layer_index) {
     }
     sync();
   }
+  if (static_cast<int>(blockIdx.x) >= units) sync();  // The entry is there.
   if (blockIdx.x == gridDim.x - 1) {
     const Place& at = s.place;
     const int slot = at.position % MOELA_PAGE_TOKENS;
     const int64_t page = __ldg(a.step.pages + at.page + at.position / MOELA_PAGE_TOKENS);
-    put_entry<DTYPE>(layer_index, s.pool.at(page, layer_index) + slot * s.pool.row_bytes,
+    put_entry<DTYPE>(s.pool.at(page, layer_index) + slot * s.pool.row_bytes,
                      s.pool.scales_at(page, layer_index) + 2 * slot);
     sync();
   }

@@ -4,7 +4,7 @@
  * with every type. A step that cannot run so is an error: none of these can pass by another way.
  */
 import { assertEquals, assertRejects } from "@std/assert";
-import type { CacheType, Model, WeightsType } from "../mod.ts";
+import type { CacheType, LoadOptions, Model, WeightsType } from "../mod.ts";
 import { parseConfig } from "../src/model/config.ts";
 import { buildModel } from "../src/model/load.ts";
 import { generatedSource } from "../src/weights/bind.ts";
@@ -31,6 +31,7 @@ async function open(
   shape: string,
   weights: WeightsType,
   changes: ConfigJson = {},
+  kernels: LoadOptions["kernels"] = "sm90-persistent",
 ): Promise<Model> {
   const json = { ...shapeConfig(shape), ...SMALL, ...changes };
   const config = parseConfig(json, "config.json");
@@ -39,7 +40,7 @@ async function open(
     source: () => generatedSource(config, 1, "bf16"),
     fingerprint: () => Promise.resolve(JSON.stringify([json, weights])),
     bytes: 0,
-  }, { device: "cuda", kernels: "sm90-persistent", weights });
+  }, { device: "cuda", kernels, weights });
 }
 
 /** Tokens and log-probabilities of two requests, one after another or together. */
@@ -70,13 +71,13 @@ async function outcomes(
 
 const CASES: [string, WeightsType, CacheType, ConfigJson, number[]][] = [
   ["v2-lite", "bf16", "bf16", {}, [5, 70]],
-  ["v2-lite", "fp8", "fp8", {}, [5, 70]],
+  ["v2-lite", "fp8", "fp8", { num_attention_heads: 16 }, [5, 70]],
   ["v2-lite", "int8", "int8", {}, [5, 70]],
   ["moonlight", "int4", "int6", {}, [5, 70]],
   ["moonlight", "bf16", "bf16", {}, [5, 70]],
   // Several tiles of keys a part, and from 2,049 on so many splits that blocks share their merging.
   ["v2-lite", "bf16", "bf16", { num_hidden_layers: 2 }, [300, 2100]],
-  ["v2-lite", "int8", "int8", { num_hidden_layers: 2 }, [300, 2100]],
+  ["v2-lite", "int8", "int8", { num_hidden_layers: 2 }, [300, 1100]],
 ];
 
 for (const [shape, weights, cache, changes, lengths] of CASES) {
@@ -103,14 +104,16 @@ const REFUSED: [string, WeightsType, CacheType, ConfigJson, string][] = [
 
 for (const [what, weights, cache, changes, message] of REFUSED) {
   Deno.test({
-    name: `sm90-persistent refuses ${what}, and the model goes on`,
+    name:
+      `sm90-persistent refuses ${what}, and the model goes on; the default runs it another way`,
     ignore: !here,
     fn: async () => {
-      const layers = { num_hidden_layers: 1, first_k_dense_replace: 1 };
-      await using model = await open("v2-lite", weights, {
-        ...layers,
+      const json = {
+        num_hidden_layers: 1,
+        first_k_dense_replace: 1,
         ...changes,
-      });
+      };
+      await using model = await open("v2-lite", weights, json);
       await assertRejects(
         () => outcomes(model, cache, 2, false),
         Error,
@@ -118,6 +121,12 @@ for (const [what, weights, cache, changes, message] of REFUSED) {
       );
       // Steps of more rows do not need it.
       await model.forward([2, 3, 4]);
+      await using other = await open("v2-lite", weights, json, "auto");
+      assertEquals(other.inspect().device.info().kernels, "sm90-persistent");
+      assertEquals(
+        await outcomes(other, cache, 2, false),
+        await outcomes(other, cache, 2, true),
+      );
     },
   });
 }

@@ -47,7 +47,8 @@ CudaDevice::CudaDevice(const moela_device_options& options)
                        prop.name, major_ == 9 ? "sm90, sm90-persistent, generic" : "generic"));
   }
   hopper = major_ == 9 && wanted != MOELA_KERNELS_GENERIC;
-  persistent = wanted == MOELA_KERNELS_SM90_PERSISTENT;
+  insists = wanted == MOELA_KERNELS_SM90_PERSISTENT;
+  persistent = insists || (hopper && wanted == MOELA_KERNELS_AUTO);
   can_overlap = major_ >= 9;
 }
 

@@ -29,6 +29,7 @@ class CudaDevice : public moela_device {
   int sms = 0;
   bool hopper = false;       // sm_90a kernels may be used
   bool persistent = false;   // and one launch for the layers of a row: see persistent.cu
+  bool insists = false;      // on that: a step that cannot run so is an error
   bool can_overlap = false;  // programmatic dependent launch
 
  private:

@@ -59,16 +59,24 @@ Run::Run(CudaBackend& backend, const Program& program, const StepArguments& argu
 
 void Run::find_persistent() {
   if (!prepared_.planned) {
-    prepared_.persistent = plan_persistent(backend_, program_, place());
+    try {
+      prepared_.persistent = plan_persistent(backend_, program_, place());
+    } catch (const Error& e) {
+      // Without room for what blocks exchange, launches one by one need less.
+      if (backend_.device.insists || e.status != MOELA_ERR_MEMORY) throw;
+    }
     prepared_.planned = true;
+  }
+  const moela_segment& segment = a_.segments[0];
+  const int64_t keys = int64_t{segment.position} + std::max(a_.step->steps, 1);
+  const bool is_f32 = backend_.model.pools[segment.pool].view.dtype == MOELA_F32;
+  if (!backend_.device.insists && (!prepared_.persistent || is_f32 || keys > PERSISTENT_KEYS)) {
+    return;
   }
   // Whoever chose these kernels by name learns that they do not run, and why.
   require(prepared_.persistent != nullptr,
           "kernels 'sm90-persistent' do not run this model (docs/cuda.md says which); 'sm90' do");
-  const moela_segment& segment = a_.segments[0];
-  const int64_t keys = int64_t{segment.position} + std::max(a_.step->steps, 1);
-  require(backend_.model.pools[segment.pool].view.dtype != MOELA_F32,
-          "kernels 'sm90-persistent' do not read an f32 cache; 'sm90' do");
+  require(!is_f32, "kernels 'sm90-persistent' do not read an f32 cache; 'sm90' do");
   require(keys <= PERSISTENT_KEYS,
           "kernels 'sm90-persistent' attend to at most 262144 tokens; 'sm90' to more");
   persistent_ = prepared_.persistent.get();

@@ -86,8 +86,8 @@ typedef enum moela_kernels {
   MOELA_KERNELS_AMX = 4,
   MOELA_KERNELS_GENERIC = 5,
   MOELA_KERNELS_SM90 = 6,
-  /* sm90, with the layers of a step of one row in one launch: the same bits. Chosen by name alone;
-   * a step that cannot run so is an ARGUMENT error */
+  /* sm90, with the layers of a step of one row in one launch: the same bits. What AUTO is on
+   * Hopper, where other steps run as sm90; asked for by name, they are an ARGUMENT error */
   MOELA_KERNELS_SM90_PERSISTENT = 7
 } moela_kernels;
 

@@ -59,8 +59,9 @@ export interface LoadOptions {
   /** CPU threads; default: as many as the process may use. */
   threads?: number;
   /**
-   * "auto" (default): the best that the device has; or a lesser set ("generic": of CUDA).
-   * "sm90-persistent": on an H100 or H200, one launch for a token's layers (docs/cuda.md).
+   * "auto" (default): the best that the device has; or a lesser set ("generic": of CUDA). On an
+   * H100 or H200 it is "sm90-persistent", one launch for a token's layers, where the model allows
+   * (docs/cuda.md); by that name it is an error where the model does not.
    */
   kernels?: KernelSetName;
   /** Told how the load goes on. */

@@ -43,7 +43,7 @@ __device__ void copy_keys(const Args& a, int head, int group, int groups, int n)
 // Grid: (slices of 64 columns, then one of the keys; heads; groups of tokens).
 template <int DTYPE>
 __global__ void __launch_bounds__(THREADS) absorb(const __grid_constant__ Args a) {
-  __shared__ float partial[2][4][8][COLUMNS + 4];
+  alignas(16) __shared__ float partial[2][4][8][COLUMNS + 4];
   const int head = blockIdx.y, slice = blockIdx.x;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const bool keys = slice == a.r / COLUMNS;

@@ -27,7 +27,7 @@ constexpr int R = 4 * 32 * STEPS;
 template <int DTYPE, int TILES>
 __global__ void __launch_bounds__(THREADS) expand(const __grid_constant__ Args a) {
   constexpr int ROWS = 16 * TILES;
-  __shared__ float partial[2][4][8][ROWS + 4];
+  alignas(16) __shared__ float partial[2][4][8][ROWS + 4];
   const int head = blockIdx.y;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   uint4 weights[TILES][STEPS][2];

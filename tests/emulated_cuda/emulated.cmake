@@ -17,4 +17,7 @@ endif()
 set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS
                             "${device_options};-O1")
 set_source_files_properties(${emulator} PROPERTIES COMPILE_OPTIONS "${device_options}")
+# A GPU refuses what a CPU forgives: vectors that do not lie on multiples of their size.
+target_compile_options(moela_cuda PRIVATE -fsanitize=alignment -fno-sanitize-recover=alignment)
+target_link_options(moela_cuda PRIVATE -fsanitize=alignment)
 target_include_directories(moela_cuda PRIVATE ${emulated}/include ${emulated})

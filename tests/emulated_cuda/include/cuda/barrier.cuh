@@ -29,6 +29,10 @@ inline void copy16(uint32_t to, const void* from, bool valid) {
   copy16(emulated::pointer_of(to), from, valid ? 16 : 0);
 }
 void bulk_load(uint32_t to, const void* from, int bytes, uint32_t barrier);
+inline uint64_t once_policy() { return 0; }
+inline void bulk_load_once(uint32_t to, const void* from, int bytes, uint32_t barrier, uint64_t) {
+  bulk_load(to, from, bytes, barrier);
+}
 inline void bulk_send(uint32_t to, const void* from, int bytes, uint32_t barrier) {
   bulk_load(to, from, bytes, barrier);
 }

@@ -77,9 +77,9 @@ struct Kernel {
       mark();
 
       absorb<DTYPE>(i);
-      if (threadIdx.x == 0) set_counter(&s.absorbed, i + 1);
       mark();
       ring = attend<DTYPE>(i, ring);
+      if (threadIdx.x == 0) set_counter(&s.attended, i + 1);
       mark();
       if (s.place.splits >= MANY_SPLITS) merge_many<DTYPE>(i);
       expand<DTYPE>(i);
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(THREADS + AUXILIARY, 1)
   Shared<DTYPE>& s = shared_memory<DTYPE>();
   if (a.step.counts->n_rows < 1) return;
   if (threadIdx.x == 0) {
-    s.routed = s.described = s.projected = s.absorbed = 0;
+    s.routed = s.described = s.projected = s.attended = 0;
     s.epoch = *a.to.epochs + 1;
     for (int i = 0; i < SLOTS; i++) {
       barrier_init(shared_address(&s.arrived[i]), Shared<DTYPE>::SCALED ? 33 : 1);
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(THREADS + AUXILIARY, 1)
     barrier_init_fence();
     s.place = place_of(a.step, a.splits);
     s.pool = a.step.pools[s.place.pool];
-    s.makes_entry = makes_entry(s.place, a.model.heads);
+    s.makes_entry = makes_entry(s.place);
   }
   for (unsigned i = threadIdx.x; i < sizeof a / 4; i += blockDim.x) {
     reinterpret_cast<uint32_t*>(&s.a)[i] = reinterpret_cast<const uint32_t*>(&a)[i];

@@ -100,7 +100,7 @@ struct Shared {
   uint8_t codes[STAGES][TILE][2];
   alignas(16) char entry[2 * WIDTH];  // of the row, in the cache's type
   uint8_t entry_codes[2];
-  float unpacked[WIDTH + 2];
+  alignas(16) float unpacked[WIDTH + 2];
   bool makes_entry;
   uint64_t full[STAGES], empty[STAGES];
   PersistentLayer layers[LAYERS];
@@ -118,7 +118,7 @@ struct Shared {
   int routed;      // layers whose experts have been chosen
   int described;   // layers whose descriptions are there
   int projected;   // layers whose q and kv_a this block has multiplied
-  int absorbed;    // layers whose queries it has moved into the latent space
+  int attended;    // layers whose keys it has attended to
 
   __device__ __forceinline__ char* stage_at(int i) { return i == 0 ? stage : second; }
 };

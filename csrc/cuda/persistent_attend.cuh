@@ -28,24 +28,11 @@ __device__ __forceinline__ MlaShare keys_of(const Place& at, int part) {
   return mla_share(at.keys, at.length, part / MLA_SHARES, part % MLA_SHARES);
 }
 
-// What blocks attend to in turn: a part of the keys with all heads, so that the cache is read once.
-// With one split it is a part with one head: eight blocks read what eight have absorbed and hand
-// on to eight that expand, a sixteenth of the numbers each, and the cache is small.
-struct AttendUnit {
-  int part, head;  // head -1: all
-};
-__device__ __forceinline__ int attend_units(const Place& at, int heads) {
-  return MLA_SHARES * (at.splits == 1 ? heads : at.splits);
-}
-__device__ __forceinline__ AttendUnit attend_unit(const Place& at, int unit) {
-  if (at.splits > 1) return {unit, -1};
-  return {unit % MLA_SHARES, unit / MLA_SHARES};
-}
 // Whether this block attends to the row's own entry, or writes it to the cache.
-__device__ __forceinline__ bool makes_entry(const Place& at, int heads) {
+__device__ __forceinline__ bool makes_entry(const Place& at) {
   bool makes = blockIdx.x == gridDim.x - 1;
-  for (int unit = blockIdx.x; unit < attend_units(at, heads); unit += gridDim.x) {
-    const MlaShare keys = keys_of(at, attend_unit(at, unit).part);
+  for (int part = blockIdx.x; part < at.splits * MLA_SHARES; part += gridDim.x) {
+    const MlaShare keys = keys_of(at, part);
     makes = makes || (keys.begin < keys.end && keys.end == at.keys);
   }
   return makes;
@@ -79,8 +66,8 @@ __device__ __noinline__ Ring copy_keys(int layer, Ring ring) {
   const char* base = pool.base + layer * pool.layer_bytes;
   int tile = 0;
 #pragma unroll 1
-  for (int unit = blockIdx.x; unit < attend_units(at, a.model.heads); unit += gridDim.x) {
-    const MlaShare keys = keys_of(at, attend_unit(at, unit).part);
+  for (int part = blockIdx.x; part < at.splits * MLA_SHARES; part += gridDim.x) {
+    const MlaShare keys = keys_of(at, part);
 #pragma unroll 1
     for (int key = keys.begin; key < keys.end; key += TILE) {
       // The row's own entry is made by those who attend to it.
@@ -121,9 +108,9 @@ __device__ __noinline__ void to_bf16(char* stage, const uint8_t (*codes)[2], int
   cache_tile_to_bf16<CACHE, THREADS, TILE, R, DR, ROW>(stage, codes, rows, sync);
 }
 
-// The queries of all heads.
+// The queries as fragments of A: of a warp's quarter of the dims, heads g and g + 8.
 template <int DTYPE>
-__device__ __forceinline__ void load_queries(int layer) {
+__device__ __forceinline__ void load_query(int layer, uint32_t (&out)[9][4]) {
   Shared<DTYPE>& s = shared_memory<DTYPE>();
   const Arguments& a = s.a;
   constexpr int EACH = HEADS * WIDTH / THREADS / 2;  // pairs of a thread
@@ -141,24 +128,6 @@ __device__ __forceinline__ void load_queries(int layer) {
     *reinterpret_cast<uint32_t*>(&s.query[at / WIDTH][at % WIDTH * 2]) =
         at < all ? bf16_pair(v[i].x, v[i].y) : 0;
   }
-}
-
-// The queries as fragments of A: of a warp's quarter of the dims, heads g and g + 8. Of one head,
-// when `head` says so: what the others' rows give goes nowhere.
-template <int DTYPE>
-__device__ __forceinline__ void load_query(int layer, int head, uint32_t (&out)[9][4]) {
-  Shared<DTYPE>& s = shared_memory<DTYPE>();
-  const Arguments& a = s.a;
-  if (head >= 0) {
-    const int at = 2 * threadIdx.x;
-    if (at < WIDTH) {
-      float2 v[1];
-      receive(v, s.epoch + layer, [&](int) { return a.to.q_latent + head * WIDTH + at; });
-      *reinterpret_cast<uint32_t*>(&s.query[head][2 * at]) = bf16_pair(v[0].x, v[0].y);
-    }
-  } else {
-    load_queries<DTYPE>(layer);
-  }
   sync();
   const int lane = threadIdx.x % 32, quarter = threadIdx.x / 32 % 4;
   const uint32_t from = shared_address(s.query) + lane % 16 * ROW + lane / 16 * 16 + quarter * 288;
@@ -175,16 +144,14 @@ __device__ __noinline__ Ring attend(int layer, Ring ring) {
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4;
   const int t = lane % 4, quarter = warp % 4, eight = warp / 4;  // of dims, of keys
   const int dtype = s.pool.dtype;
-  const int units = attend_units(at, a.model.heads);
+  const int parts = at.splits * MLA_SHARES;
   const uint32_t epoch = s.epoch + layer;
   bool loaded = false;
   uint32_t query[9][4];
 #pragma unroll 1
-  for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
-    const auto [part, head] = attend_unit(at, unit);
+  for (int part = blockIdx.x; part < parts; part += gridDim.x) {
     const MlaShare keys = keys_of(at, part);
     if (keys.begin >= keys.end) continue;
-    if (head >= 0) loaded = false;
     float o[4][4] = {};
     float maximum = -INFINITY, sum = 0;  // of head `warp`
 #pragma unroll 1
@@ -201,7 +168,7 @@ __device__ __noinline__ Ring attend(int layer, Ring ring) {
         if (threadIdx.x < 32) mark_other(layer, 4);
       }
       if (!loaded) {
-        load_query<DTYPE>(layer, head, query);
+        load_query<DTYPE>(layer, query);
         loaded = true;
         if (threadIdx.x < 32) mark_other(layer, 5);
       }
@@ -301,16 +268,15 @@ __device__ __noinline__ Ring attend(int layer, Ring ring) {
     if (threadIdx.x < 32) mark_other(layer, 6);
     uint64_t* to = a.to.parts + int64_t{part} * HEADS * R + g * R + warp * 32 + 2 * t;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      if (head >= 0 && head != g + 8 * i) continue;
+    for (int j = 0; j < 4; j++) {
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
+      for (int i = 0; i < 2; i++) {
         send_pair(to + i * 8 * R + 8 * j, o[j][2 * i], o[j][2 * i + 1], epoch);
       }
     }
 #pragma unroll
     for (int k = 8; k > 0; k /= 2) sum += __shfl_xor_sync(~0u, sum, k);
-    if (lane == 0 && (head < 0 || head == warp)) {
+    if (lane == 0) {
       uint64_t* state = a.to.states + (int64_t{part} * HEADS + warp) * 2;
       send_pair(state, maximum, sum, epoch);
     }

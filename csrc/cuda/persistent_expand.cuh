@@ -15,15 +15,15 @@ constexpr int MANY_SPLITS = 3;
 struct Result {
   float max, sum, o;
 };
+// `states` of the split's parts: maxima and sums.
 __device__ __forceinline__ Result merge_split(const Arguments& a, const Place& at, uint32_t epoch,
-                                              int split, int head, int column) {
+                                              int split, int head, int column,
+                                              const float2 (&state)[MLA_SHARES]) {
   const int parts = keys_of(at, split * MLA_SHARES).shares;
   const int64_t first = int64_t{split} * MLA_SHARES * HEADS + head;
-  float2 state[MLA_SHARES];
   float o[MLA_SHARES];
-  const auto part = [&](int i) { return first + (i < parts ? i : 0) * HEADS; };
-  receive(state, epoch, [&](int i) { return a.to.states + part(i) * 2; });
-  receive(o, epoch, [&](int i) { return a.to.parts + part(i) * R + column; });
+  receive(o, epoch,
+          [&](int i) { return a.to.parts + (first + (i < parts ? i : 0) * HEADS) * R + column; });
   Result merged = {-INFINITY, 0, 0};
 #pragma unroll
   for (int i = 0; i < MLA_SHARES; i++) {
@@ -59,7 +59,14 @@ __device__ __noinline__ void merge_many(int layer) {
     Result total = {-INFINITY, 0, 0};
     for (int first = 0; first < at.splits; first += SLICES) {
       if (first + lane < at.splits) {
-        room[lane][column] = merge_split(a, at, s.epoch + layer, first + lane, head, at_column);
+        const int parts = keys_of(at, (first + lane) * MLA_SHARES).shares;
+        float2 state[MLA_SHARES];
+        receive(state, s.epoch + layer, [&](int i) {
+          const int64_t part = int64_t{first + lane} * MLA_SHARES + (i < parts ? i : 0);
+          return a.to.states + (part * HEADS + head) * 2;
+        });
+        room[lane][column] =
+            merge_split(a, at, s.epoch + layer, first + lane, head, at_column, state);
       }
       sync();
       if (lane == 0) {
@@ -109,23 +116,29 @@ __device__ __noinline__ void expand(int layer_index) {
     if (mine) {
       expand_weights<KV_B_TYPE<DTYPE>>(kv_b, head, slice, weights);
     }
-    const uint64_t* states = a.to.states + head * 2 + 1;
     if (at.splits >= MANY_SPLITS) {
       float merged[1];
       receive(merged, epoch, [&](int) { return a.to.merged + head * R + thread; });
       latent[thread] = merged[0];
     } else {
-      await_senders(at.splits * MLA_SHARES, epoch, [&](int i) {
-        const int parts = keys_of(at, i / MLA_SHARES * MLA_SHARES).shares;
-        return states +
-               (i / MLA_SHARES * MLA_SHARES + (i % MLA_SHARES < parts ? i % MLA_SHARES : 0)) *
-                   HEADS * 2;
-      });
+      // Few threads wait for the parts, and what they waited for is already of use.
+      float2(*states)[MLA_SHARES] = reinterpret_cast<float2(*)[MLA_SHARES]>(partial);
+      if (thread < at.splits * MLA_SHARES) {
+        const int split = thread / MLA_SHARES, i = thread % MLA_SHARES;
+        const int part = thread - (i < keys_of(at, split * MLA_SHARES).shares ? 0 : i);
+        float2 state[1];
+        receive(state, epoch, [&](int) { return a.to.states + (part * HEADS + head) * 2; });
+        states[split][i] = state[0];
+      }
+      sync();
       if (threadIdx.x < 32) mark_other(layer_index, 7);
       Result total = {-INFINITY, 0, 0};
 #pragma unroll 1
       for (int split = 0; split < at.splits; split++) {
-        add_split(total, merge_split(a, at, epoch, split, head, thread));
+        float2 state[MLA_SHARES];
+#pragma unroll
+        for (int i = 0; i < MLA_SHARES; i++) state[i] = states[split][i];
+        add_split(total, merge_split(a, at, epoch, split, head, thread, state));
       }
       latent[thread] = total.o * (1 / total.sum);
     }

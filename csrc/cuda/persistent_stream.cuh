@@ -97,6 +97,9 @@ struct Products {
       turn.next();
       return turn;
     }
+    // Weights are read once a step: what blocks hand to one another, and what is asked for ahead,
+    // is to stay in the second-level cache.
+    const uint64_t policy = once_policy();
     const Source from = enter<TYPE>(a, s, layer, kind, unit);
     const int rows = __popc(__ballot_sync(~0u, from.inside) & 0xffff);
     // Rows that fit whole lie as in memory: a unit is one copy, or one of gate and one of up.
@@ -121,7 +124,7 @@ struct Products {
         for (int part = 0; part < parts; part++) {
           const char* row = shuffled(from.row, part * GATE_UNIT);
           if (lane == 0 && each > 0) {
-            bulk_load(to + part * GATE_UNIT * bytes, row, each * bytes, full);
+            bulk_load_once(to + part * GATE_UNIT * bytes, row, each * bytes, full, policy);
           }
         }
       } else {
@@ -130,7 +133,7 @@ struct Products {
         for (int i = 0; i < STREAM_TILE; i++) {
           const char* row = shuffled(from.row, i);
           if (lane == 0 && inside >> i & 1)
-            bulk_load(to + i * SLOT_STRIDE, row + begin, bytes, full);
+            bulk_load_once(to + i * SLOT_STRIDE, row + begin, bytes, full, policy);
         }
       }
       if constexpr (Block::SCALED) {
@@ -193,8 +196,8 @@ struct Products {
       for (int kind = 0; kind < KINDS; kind++) {
         const Part& part = s.parts[layer % LAYERS][kind];
         if (kind == GATE_UP) {
-          // During attention, too, but for its beginning, which it would slow.
-          wait_until(&s.absorbed, layer + 1);
+          // After this block's part of attention, whose messages it would slow.
+          wait_until(&s.attended, layer + 1);
           prefetch(layer, GATE_UP, 0, part.known);
         }
 #pragma unroll 1

@@ -208,6 +208,30 @@ for (const kernels of kernelSets) {
     });
   }
 
+  Deno.test(`linear() of many rows of f32, such as the router's, gives each the same bits alone (${kernels})`, async () => {
+    using device = new Kernels({ threads: 2, kernels });
+    // More and fewer rows than tiles have, one and several times 1,024 columns, whole and not.
+    for (
+      const [rows, n, k] of [[70, 70, 2048], [64, 9, 1100], [65, 64, 5120], [
+        1060,
+        130,
+        2048,
+      ]]
+    ) {
+      const x = normals(rows * k, k + n);
+      const { tensor, values } = weight(device, n, k, "f32", 1);
+      const together = await device.linear(x, tensor);
+      const some = [0, 1, 8, 31, 32, 63, rows - 1];
+      for (const row of some) {
+        const from = x.slice(row * k, (row + 1) * k);
+        const y = together.slice(row * n, (row + 1) * n);
+        const what = `${n} x ${k}, row ${row} of ${rows}`;
+        assertSameBits(y, await device.linear(from, tensor), what);
+        assertProduct(y, product(from, values, k), what);
+      }
+    }
+  });
+
   Deno.test(`linear() passes on what is not finite (${kernels})`, async () => {
     using device = new Kernels({ threads: 1, kernels });
     for (const k of [1, 8, 13]) {

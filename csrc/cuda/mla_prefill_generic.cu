@@ -27,7 +27,8 @@ struct ProjectArgs {
 __global__ void __launch_bounds__(THREADS) project(const __grid_constant__ ProjectArgs a) {
   wait_for_previous();
   allow_next();
-  __shared__ float latents[PROJECT_STEP][PROJECT_TILE + 4], weights[PROJECT_STEP][PROJECT_TILE + 4];
+  alignas(16) __shared__ float latents[PROJECT_STEP][PROJECT_TILE + 4],
+      weights[PROJECT_STEP][PROJECT_TILE + 4];
   const MlaPrefillPass& pass = a.pass;
   const int r = int(pass.shape.r);
   const int64_t width = int64_t{pass.heads} * (pass.shape.dn + pass.shape.dv);

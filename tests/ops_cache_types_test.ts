@@ -36,7 +36,7 @@ import {
   kernelSets,
   normals,
 } from "./support/ops.ts";
-import { attentionTolerance } from "./support/rounding.ts";
+import { attentionTolerance, prefillTolerance } from "./support/rounding.ts";
 
 // As in ops_mla_test.ts: the definition attends to what was decoded.
 const TOLERANCE = 5e-6;
@@ -205,6 +205,24 @@ for (const set of kernelSets) {
             `code ${Math.floor(i / heads)}`,
           );
         }
+      }
+    });
+
+    Deno.test(`mla_prefill() attends with kv_b_proj in bf16 (${set}, ${type})`, async () => {
+      using kernels = open();
+      for (const s of shapesOf(type)) {
+        const places = s === real ? [[100, 3]] as const : [[0, 130]] as const;
+        const all = typedSequences(kernels, s, type, LAYER, places);
+        const rows = countRows(all);
+        const q = normals(rows * s.num_attention_heads * queryWidth(s), 14);
+        const { tensor, values } = kvB(kernels, s, "bf16");
+        const scale = softmaxScale(s);
+        assertClose(
+          await kernels.mla_prefill(q, tensor, s, scale, all, LAYER),
+          attention(s, q, values, all),
+          prefillTolerance(set, "bf16", TOLERANCE),
+          `rank ${s.kv_lora_rank}`,
+        );
       }
     });
 

@@ -1,4 +1,5 @@
 /** Multi-head latent attention, each operation by itself against its definition in float64. */
+import { assert } from "@std/assert";
 import {
   Kernels,
   type MlaShape,
@@ -16,6 +17,7 @@ import {
   latentAttention,
   LAYER,
   odd,
+  PAGE,
   queryWidth,
   real,
   type Sequence,
@@ -24,6 +26,7 @@ import {
   softmaxScale,
   wide,
   width,
+  writeEntries,
 } from "./support/mla.ts";
 import {
   assertClose,
@@ -33,7 +36,12 @@ import {
   kernelSets,
   normals,
 } from "./support/ops.ts";
-import { attentionTolerance, takenByHead } from "./support/rounding.ts";
+import {
+  attentionTolerance,
+  onCpu,
+  prefillTolerance,
+  takenByHead,
+} from "./support/rounding.ts";
 
 // Results are of the order of 1 and sums have at most 576 terms: f32 gives 1.5e-6.
 const TOLERANCE = 5e-6;
@@ -246,7 +254,7 @@ for (const set of kernelSets) {
         assertClose(
           await prefill(kernels, s, q, tensor, all),
           attention(s, q, values, all),
-          attentionTolerance(set, type, TOLERANCE),
+          prefillTolerance(set, type, TOLERANCE),
           `rank ${s.kv_lora_rank}`,
         );
       }
@@ -262,7 +270,7 @@ for (const set of kernelSets) {
         assertClose(
           await absorbed(kernels, s, q, tensor, all),
           await prefill(kernels, s, q, tensor, all),
-          attentionTolerance(set, type, TOLERANCE),
+          prefillTolerance(set, type, TOLERANCE),
           `rank ${s.kv_lora_rank}`,
         );
       }
@@ -301,6 +309,30 @@ for (const set of kernelSets) {
       }
     });
   }
+
+  Deno.test({
+    name:
+      `mla_prefill() keeps what a row does not see out of it, NaN too (${set})`,
+    ignore: !onCpu(set),
+    async fn() {
+      using kernels = open();
+      const s = small, rows = 130, bad = PAGE + 40;
+      for (const type of floatTypes) {
+        const all = sequences(kernels, s, type, [[0, rows]]);
+        const { tensor } = kvB(kernels, s, type);
+        const q = queries(s, rows);
+        const before = await prefill(kernels, s, q, tensor, all);
+        const [{ cache, entries }] = all;
+        const changed = entries.slice();
+        changed.fill(NaN, bad * width(s), (bad + 1) * width(s));
+        writeEntries(kernels, s, type, cache, changed);
+        const after = await prefill(kernels, s, q, tensor, all);
+        const end = bad * s.num_attention_heads * s.v_head_dim;
+        assertSameBits(after.slice(0, end), before.slice(0, end), type);
+        assert(after.subarray(end).every(Number.isNaN), type);
+      }
+    },
+  });
 
   Deno.test(`mla_decode() and mla_prefill() share a step without a trace (${set})`, async () => {
     using kernels = open();

@@ -23,7 +23,11 @@ import {
   normals,
 } from "./support/ops.ts";
 import { assertProduct, product } from "./support/products.ts";
-import { attentionTolerance, taken } from "./support/rounding.ts";
+import {
+  attentionTolerance,
+  prefillTolerance,
+  taken,
+} from "./support/rounding.ts";
 import {
   quantizedRows,
   type ScaledType,
@@ -229,6 +233,19 @@ for (const kernels of kernelSets) {
           const most = attentionTolerance(kernels, type, CPU_FLOAT_TOLERANCE);
           assertEquals(error < most, true, `${path}: ${error}`);
         }
+        // Beside a cache of bf16 AMX multiplies in bf16.
+        const halves = sequences(device, s, "bf16", [[0, 1], [3, 2], [60, 9]]);
+        const actual = await device.mla_prefill(
+          q,
+          tensor,
+          s,
+          softmaxScale(s),
+          halves,
+          LAYER,
+        );
+        const error = relativeError(actual, attention(s, q, values[0], halves));
+        const most = prefillTolerance(kernels, "bf16", CPU_FLOAT_TOLERANCE);
+        assertEquals(error < most, true, `cache of bf16: ${error}`);
       }
     });
   }

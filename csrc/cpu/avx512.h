@@ -19,6 +19,7 @@ int64_t packed_bytes_amx(int32_t dtype, int64_t m, int64_t k);
 void pack_amx(int32_t dtype, int64_t m, int64_t k, const float* const* rows, char* out);
 void gemm_packed_amx(const WeightRows& b, int64_t m, int64_t n, const char* packed, float* c,
                      int64_t ldc, bool add);
+const TiledAttention& attention_amx();
 
 namespace {
 

@@ -19,6 +19,30 @@ struct WeightRows {
   int64_t first;
 };
 
+// Rows of one segment at positions [position, position + rows) and a head of MLA_PREFILL: queries
+// and results, rows q_stride and o_stride elements apart.
+struct HeadRows {
+  int64_t dn, dr, dv, r;
+  float scale;
+  int64_t position, rows;
+  const float* q;
+  int64_t q_stride;
+  float* out;
+  int64_t o_stride;
+};
+
+// MLA_PREFILL where neither kv_b_proj nor the cache is F32, with keys, values, queries and weights
+// of the softmax rounded to bf16.
+struct TiledAttention {
+  int64_t (*bytes)(const HeadRows&);  // of `memory`, which is aligned to 64 bytes
+  // kv_b: the head's [dn + dv, r] in BF16.
+  void (*begin)(const HeadRows&, const void* kv_b, char* memory);
+  // Pages ascending from key 0: keys [key, key + n), entries [n, r + dr] in BF16. A row takes those
+  // up to its position; n is less than a page's only where no row sees more.
+  void (*add_page)(const HeadRows&, int64_t key, int64_t n, const void* entries, char* memory);
+  void (*finish)(const HeadRows&, char* memory);
+};
+
 struct Kernels {
   int32_t id;  // moela_kernels
 
@@ -70,6 +94,8 @@ struct Kernels {
   // to = from rounded to nearest even (dtype F32 or BF16), and back.
   void (*store)(int32_t dtype, int64_t n, const float* from, void* to);
   void (*load)(int32_t dtype, int64_t n, const void* from, float* to);
+
+  const TiledAttention* attention;  // NULL: f32 by the products above
 };
 
 const Kernels& reference_kernels();

@@ -199,7 +199,8 @@ const Kernels& avx2_kernels() {
                                    max,
                                    exp_sum,
                                    store,
-                                   load};
+                                   load,
+                                   nullptr};
   return kernels;
 }
 

@@ -27,6 +27,7 @@ const Kernels& amx_kernels() {
     set.packed_bytes = packed_bytes_amx;
     set.pack = pack_amx;
     set.gemm_packed = gemm_packed_amx;
+    set.attention = &attention_amx();
     return set;
   }();
   return kernels;

@@ -97,7 +97,8 @@ const Kernels& reference_kernels() {
                                max,
                                exp_sum,
                                store,
-                               load};
+                               load,
+                               nullptr};
   return kernels;
 }
 

@@ -20,6 +20,8 @@ static constexpr int64_t ROW_TILE = 64;
 static constexpr int64_t BORDER_ROWS = 8;
 // A task projects each page anew: with fewer rows that would cost far more than attention itself.
 static constexpr int64_t MIN_ROW_BLOCK = 128;
+// Rows of a task in tiles (TiledAttention): their queries and results fit the second-level cache.
+static constexpr int64_t TILED_ROW_BLOCK = 512;
 
 namespace {
 
@@ -35,6 +37,10 @@ struct Shape {
   int64_t heads, dn, dr, dv, r;
   float scale;
 };
+
+bool is_tiled(const Kernels& kernels, const Weight& kv_b, const PagePool& pool) {
+  return kernels.attention && kv_b.dtype != MOELA_F32 && pool.dtype != MOELA_F32;
+}
 
 // One thread's memory, in floats.
 struct Tiles {
@@ -113,6 +119,66 @@ void attend(const Kernels& kernels, const Shape& shape, int64_t key, int64_t pos
   if (border < rows) add_values(border, rows - border, 0, MOELA_PAGE_TOKENS);
 }
 
+// One thread's memory of a block in tiles, in floats.
+struct TiledMemory {
+  float* own;      // the attention's
+  float* entries;  // [64, r + dr]
+  float* rounded;  // bf16 [64, r + dr]
+  float* kv_b;     // bf16 [dn + dv, r]
+
+  static int64_t own_floats(const Kernels& kernels, const HeadRows& head) {
+    return ceil_div(kernels.attention->bytes(head), 64) * 16;
+  }
+  static int64_t entry_floats(const HeadRows& head) {
+    return MOELA_PAGE_TOKENS * (head.r + head.dr);
+  }
+  static int64_t floats(const Kernels& kernels, const HeadRows& head) {
+    return own_floats(kernels, head) + 2 * entry_floats(head) + (head.dn + head.dv + 1) * head.r;
+  }
+  TiledMemory(const Kernels& kernels, const HeadRows& head, float* memory)
+      : own(memory),
+        entries(own + own_floats(kernels, head)),
+        rounded(entries + entry_floats(head)),
+        kv_b(rounded + entry_floats(head)) {}
+};
+
+// kv_b_proj of a head in bf16: in place, or rounded to memory.kv_b.
+const void* rounded_kv_b(const Kernels& kernels, const HeadRows& head, const WeightRows& w,
+                         const TiledMemory& memory) {
+  if (w.dtype == MOELA_BF16) return w.data + w.first * w.cols * 2;
+  char* to = reinterpret_cast<char*>(memory.kv_b);
+  for (int64_t row = 0; row < head.dn + head.dv; row++) {
+    const float one = 1;
+    const WeightRows from = {w.dtype, w.cols, w.data, w.scales, w.first + row};
+    product_nn(kernels, from, 1, 1, &one, 1, memory.entries, head.r, false);
+    kernels.store(MOELA_BF16, head.r, memory.entries, to + row * head.r * 2);
+  }
+  return to;
+}
+
+void attend_tiled(const Context& context, const Shape& shape, const Block& block,
+                  const HeadRows& head, const WeightRows& w, float* from) {
+  const StepView& step = context.step;
+  const Kernels& kernels = context.kernels;
+  const PagePool& pool = step.pools[block.segment->pool];
+  const int64_t end = head.position + head.rows;
+  const TiledMemory memory(kernels, head, from);
+  char* own = reinterpret_cast<char*>(memory.own);
+  kernels.attention->begin(head, rounded_kv_b(kernels, head, w, memory), own);
+  for (int64_t key = 0; key < end && !cancelled(context); key += MOELA_PAGE_TOKENS) {
+    const int32_t page = step.pages[block.segment->page + key / MOELA_PAGE_TOKENS];
+    const int64_t n = std::min<int64_t>(MOELA_PAGE_TOKENS, end - key);
+    const void* entries = pool.at(page, shape.layer);
+    if (pool.dtype != MOELA_BF16) {
+      decode_entries(kernels, pool, page, shape.layer, n, memory.entries);
+      kernels.store(MOELA_BF16, n * (head.r + head.dr), memory.entries, memory.rounded);
+      entries = memory.rounded;
+    }
+    kernels.attention->add_page(head, key, n, entries, own);
+  }
+  kernels.attention->finish(head, own);
+}
+
 void attend_block(const Context& context, const Shape& shape, const Block& block, int64_t head,
                   const float* q, const Weight& kv_b, float* memory, float* out) {
   const StepView& step = context.step;
@@ -123,6 +189,11 @@ void attend_block(const Context& context, const Shape& shape, const Block& block
   const int64_t q_stride = shape.heads * (shape.dn + shape.dr), o_stride = shape.heads * shape.dv;
   q += block.row * q_stride + head * (shape.dn + shape.dr);
   out += block.row * o_stride + head * shape.dv;
+  if (is_tiled(kernels, kv_b, pool)) {
+    const HeadRows rows = {shape.dn,   shape.dr, shape.dv, shape.r, shape.scale, position,
+                           block.rows, q,        q_stride, out,     o_stride};
+    return attend_tiled(context, shape, block, rows, w_uk(kv_b, head, shape.dn, shape.dv), memory);
+  }
   Tiles tiles(shape, memory);
   for (int64_t key = 0; key < end && !cancelled(context); key += MOELA_PAGE_TOKENS) {
     const int32_t page = step.pages[block.segment->page + key / MOELA_PAGE_TOKENS];
@@ -150,17 +221,23 @@ void mla_prefill(Context& context, int32_t layer, int64_t heads, int64_t dn, int
   const int64_t wanted = ceil_div(2 * context.threads.count(), heads);
   const int64_t row_block = std::max(MIN_ROW_BLOCK, ceil_div(n_rows, wanted));
   std::vector<Block> blocks;
-  int64_t most_rows = 0;
+  int64_t floats = 0;
   for (int32_t i = 0; i < step.n_segments; i++) {
     const moela_segment& segment = step.segments[i];
     if (segment.row < step.n_absorbed) continue;
-    for (int64_t done = 0; done < segment.rows; done += row_block) {
-      const int64_t rows = std::min(row_block, segment.rows - done);
+    const bool tiled = is_tiled(context.kernels, kv_b, step.pools[segment.pool]);
+    const int64_t most = tiled ? std::min(row_block, TILED_ROW_BLOCK) : row_block;
+    for (int64_t done = 0; done < segment.rows; done += most) {
+      const int64_t rows = std::min(most, segment.rows - done);
       blocks.push_back({&segment, segment.row + done, rows});
-      most_rows = std::max(most_rows, rows);
+      if (tiled) {
+        const HeadRows head = {dn, dr, dv, r, scale, segment.position + done, rows, q, 0, out, 0};
+        floats = std::max(floats, TiledMemory::floats(context.kernels, head));
+      } else {
+        floats = std::max(floats, Tiles::floats(shape, rows));
+      }
     }
   }
-  const int64_t floats = Tiles::floats(shape, most_rows);
   reserve_scratch(context, floats);
   const int64_t n_blocks = static_cast<int64_t>(blocks.size());
   context.threads.parallel_for(n_blocks * heads, [&](int64_t task, int thread) {

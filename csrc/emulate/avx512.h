@@ -53,6 +53,21 @@ inline __m512 emulated_cvtepi32_ps(__m512i x) {
   return to.floats();
 }
 
+inline __m512i emulated_cvtps_epi32(__m512 x) {
+  const Lanes<float> from(x);
+  Lanes<int32_t> to;
+  for (int i = 0; i < 16; i++) to.at[i] = _mm_cvtss_si32(_mm_set_ss(from.at[i]));
+  return to.integers();
+}
+
+inline __m512i emulated_cvtepu16_epi32(__m256i x) {
+  uint16_t from[16];
+  memcpy(from, &x, sizeof from);
+  Lanes<uint32_t> to;
+  for (int i = 0; i < 16; i++) to.at[i] = from[i];
+  return to.integers();
+}
+
 inline __m512i emulated_shuffle_i64x2(__m512i a, __m512i b, int control) {
   const Lanes<int64_t> low(a), high(b);
   Lanes<int64_t> to;
@@ -79,6 +94,10 @@ inline __m256 emulated_extractf32x8_ps(__m512 x, int half) {
 #define _mm512_mask_storeu_ps(to, mask, x) moela::emulated_mask_storeu_ps(to, mask, x)
 #undef _mm512_cvtepi32_ps
 #define _mm512_cvtepi32_ps(x) moela::emulated_cvtepi32_ps(x)
+#undef _mm512_cvtps_epi32
+#define _mm512_cvtps_epi32(x) moela::emulated_cvtps_epi32(x)
+#undef _mm512_cvtepu16_epi32
+#define _mm512_cvtepu16_epi32(x) moela::emulated_cvtepu16_epi32(x)
 #undef _mm512_shuffle_i64x2
 #define _mm512_shuffle_i64x2(a, b, control) moela::emulated_shuffle_i64x2(a, b, control)
 #undef _mm512_extractf32x8_ps

@@ -37,6 +37,27 @@ export function kvB(kernels: Kernels, s: MlaShape, type: FloatType) {
   return { tensor: kernels.tensor(data, rows, s.kv_lora_rank), values };
 }
 
+/** Fills the pages of a cache with entries of layer {@linkcode LAYER}; all else in it is NaN. */
+export function writeEntries(
+  kernels: Kernels,
+  s: MlaShape,
+  type: FloatType,
+  cache: LatentCache,
+  entries: Floats,
+) {
+  const w = width(s);
+  for (let p = 0; p * PAGE * w < entries.length; p++) {
+    const page = new Float32Array(2 * PAGE * w).fill(NaN);
+    page.set(entries.subarray(p * PAGE * w, (p + 1) * PAGE * w), PAGE * w);
+    const { data } = stored(page, type);
+    kernels.model.writePage(
+      cache.pool,
+      cache.pages[p],
+      new Uint8Array(data.buffer),
+    );
+  }
+}
+
 /** A cache of `tokens` random entries in reversed pages; all else in it is NaN. */
 export function filledCache(
   kernels: Kernels,
@@ -52,16 +73,7 @@ export function filledCache(
     shuffle: true,
   });
   const { values } = stored(normals(tokens * w, seed), type);
-  for (let p = 0; p * PAGE < tokens; p++) {
-    const page = new Float32Array(2 * PAGE * w).fill(NaN);
-    page.set(values.subarray(p * PAGE * w, (p + 1) * PAGE * w), PAGE * w);
-    const { data } = stored(page, type);
-    kernels.model.writePage(
-      cache.pool,
-      cache.pages[p],
-      new Uint8Array(data.buffer),
-    );
-  }
+  writeEntries(kernels, s, type, cache, values);
   return { cache, entries: values };
 }
 

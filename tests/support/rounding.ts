@@ -9,6 +9,8 @@ export const BF16_ROUNDING = 2 ** -9;
 const onCuda = (kernels: KernelSetName) =>
   kernels === "generic" || kernels === "sm90";
 
+export const onCpu = (kernels: KernelSetName) => !onCuda(kernels);
+
 /** Whether a product with weights (or a cache) of this type rounds its input to bf16. */
 export function roundsInput(kernels: KernelSetName, type: string): boolean {
   if (kernels === "amx") return type === "bf16";
@@ -44,4 +46,14 @@ export function attentionTolerance(
   exact: number,
 ): number {
   return onCuda(kernels) && type !== "f32" ? 10 * BF16_ROUNDING : exact;
+}
+
+/** The same for `mla_prefill()`, which AMX computes as CUDA does, where both types are bf16. */
+export function prefillTolerance(
+  kernels: KernelSetName,
+  type: string,
+  exact: number,
+): number {
+  if (kernels === "amx" && type === "bf16") return 10 * BF16_ROUNDING;
+  return attentionTolerance(kernels, type, exact);
 }

@@ -13,7 +13,8 @@
 //   output projection    and residual
 //   gate and up          of the row, normed; first those of the shared experts, meanwhile some
 //                        blocks find the router's logits, and a warp of each chooses the experts
-//   down                 of shared and chosen experts, their weighted sum, and residual
+//   down                 of shared experts, while the results of chosen ones come, then of these;
+//                        their weighted sum, and residual
 // Bits are those of the kernels for more rows.
 #include "cuda/persistent.h"
 
@@ -65,9 +66,9 @@ struct Kernel {
       const Part(&parts)[KINDS] = s.parts[i % LAYERS];
       normed_input<DTYPE>(i, Q);
       mark();
-      own = P::template consume<DTYPE>(i, Q, 0, own);
+      own = P::template consume<DTYPE>(i, Q, 0, parts[Q].units, 0, own);
       const int kv_sum = parts[Q].units * parts[Q].groups;
-      own = P::template consume<P::KV_A>(i, KV, kv_sum, own);
+      own = P::template consume<P::KV_A>(i, KV, 0, parts[KV].units, kv_sum, own);
       sync();
       mark();
       finish_rows<DTYPE>(i, Q, 0);
@@ -87,7 +88,7 @@ struct Kernel {
 
       output_input<DTYPE>(i);
       mark();
-      own = P::template consume<DTYPE>(i, OUTPUT, 0, own);
+      own = P::template consume<DTYPE>(i, OUTPUT, 0, parts[OUTPUT].units, 0, own);
       sync();
       mark();
       finish_rows<DTYPE>(i, OUTPUT, 0);
@@ -95,16 +96,31 @@ struct Kernel {
 
       normed_input<DTYPE>(i, GATE_UP);
       mark();
-      own = P::template consume<DTYPE>(i, GATE_UP, 0, own);
+      // Shared experts first: what they give is there when the chosen ones are still under way, and
+      // their down projections are multiplied until those of all blocks are there, too.
+      const Part &up = parts[GATE_UP], &down = parts[DOWN];
+      own = P::template consume<DTYPE>(i, GATE_UP, 0, up.known, 0, own);
+      sync();
+      finish_gate_up<DTYPE>(i, 0, up.known);
+      own = P::template consume<DTYPE>(i, GATE_UP, up.known, up.units, 0, own);
       sync();
       mark();
-      finish_gate_up<DTYPE>(i);
+      finish_gate_up<DTYPE>(i, up.known, up.units);
+      if (s.layers[i % LAYERS].router) {
+        wait_until(&s.shared, i + 1);
+      } else {
+        shared_down_input<DTYPE>(i, threadIdx.x / 32, WARPS);
+      }
       sync();
       mark();
-
-      down_input<DTYPE>(i);
+      own = P::template consume<DTYPE>(i, DOWN, 0, down.known, 0, own);
+      if (s.layers[i % LAYERS].router) {
+        routed_down_input<DTYPE>(i);
+      } else {
+        mark();
+      }
       mark();
-      own = P::template consume<DTYPE>(i, DOWN, 0, own);
+      own = P::template consume<DTYPE>(i, DOWN, down.known, down.units, 0, own);
       sync();
       mark();
       finish_down<DTYPE>(i);
@@ -138,6 +154,9 @@ struct Kernel {
       route_row(a.model.shape, s.logits, layer.bias, s.chosen, s.chosen_weights);
       if (lane == 0) set_counter(&s.routed, i + 1);
       mark_other(i, 1);
+      shared_down_input<DTYPE>(i, 0, 1);
+      __syncwarp();
+      if (lane == 0) set_counter(&s.shared, i + 1);
     }
   }
 };
@@ -150,7 +169,7 @@ __global__ void __launch_bounds__(THREADS + AUXILIARY, 1)
   Shared<DTYPE>& s = shared_memory<DTYPE>();
   if (a.step.counts->n_rows < 1) return;
   if (threadIdx.x == 0) {
-    s.routed = s.described = s.projected = s.attended = 0;
+    s.routed = s.described = s.projected = s.attended = s.shared = 0;
     s.epoch = *a.to.epochs + 1;
     for (int i = 0; i < SLOTS; i++) {
       barrier_init(shared_address(&s.arrived[i]), Shared<DTYPE>::SCALED ? 33 : 1);
@@ -250,7 +269,7 @@ bool persistent_fits(const Launch& at, const PersistentStep& m) {
     return false;
   }
   const int64_t attended = int64_t{m.heads} * DV;
-  const int64_t inputs = groups(m.shared) + r.top_k * groups(m.intermediate);
+  const int64_t inputs = groups(m.shared) + std::max(r.top_k * groups(m.intermediate), groups(m.d));
   for (int64_t n : {groups(m.d), groups(attended), inputs, groups(m.dense)}) {
     if (n > MOST_GROUPS) return false;
   }

@@ -118,6 +118,7 @@ struct Shared {
   int routed;      // layers whose experts have been chosen
   int described;   // layers whose descriptions are there
   int projected;   // layers whose q and kv_a this block has multiplied
+  int shared;      // layers whose shared experts' results are the down projections' input
   int attended;    // layers whose keys it has attended to
 
   __device__ __forceinline__ char* stage_at(int i) { return i == 0 ? stage : second; }

@@ -65,6 +65,11 @@ __device__ __forceinline__ float4 receive_four(const uint64_t* from, uint32_t ep
   receive(out, epoch, [&](int i) { return from + 2 * i; });
   return {out[0].x, out[0].y, out[1].x, out[1].y};
 }
+// So many cycles go by.
+__device__ __forceinline__ void pause_for(int cycles) {
+  const long long end = clock64() + cycles;
+  while (clock64() < end) spin();
+}
 // A word that is known to be there.
 __device__ __forceinline__ float received(const uint64_t* from) {
   return __uint_as_float(static_cast<uint32_t>(load_relaxed(from)));

@@ -16,6 +16,13 @@ __device__ __forceinline__ int groups_at(const Part& part, int unit) {
   return unit < part.known ? part.groups : part.more_groups;
 }
 
+// Where the input of the shared experts' down projections is among that of all: last, so that it
+// does not lie where gate and up still find theirs. That of a dense layer is alone.
+__device__ __forceinline__ int shared_input(const Arguments& a, const PersistentLayer& l) {
+  const int chosen = static_cast<int>(a.model.shape.top_k) * groups_of(a.model.intermediate);
+  return l.router ? max(chosen, groups_of(a.model.d)) : 0;
+}
+
 // This block's part of a product of layer `l`.
 __device__ __forceinline__ Part make_part(const Arguments& a, const PersistentLayer& l, int kind) {
   const int top_k = l.router ? static_cast<int>(a.model.shape.top_k) : 0;

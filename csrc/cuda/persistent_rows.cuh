@@ -116,55 +116,71 @@ __device__ __noinline__ void normed_input(int layer_index, int kind) {
   sync();
 }
 
-// Results of gate and up as the input of the down projections: those of the shared experts first,
-// then of the chosen, each of whole groups. What lies past a row's end is zero.
+// Results of gate and up as the input of the down projections: of chosen experts by rank, then of
+// the shared ones (see shared_input()), each of whole groups. What lies past a row's end is zero.
+// Group `group` is there when its lane's word is; `at` says where in `to.inner` it lies.
+template <int DTYPE, int MOST>
+__device__ __forceinline__ void put_inner(int layer_index, int first, int step, int groups, int to,
+                                          int group0, int each, int length) {
+  Shared<DTYPE>& s = shared_memory<DTYPE>();
+  const Arguments& a = s.a;
+  const int column = 4 * (threadIdx.x % 32);
+  float2 v[2 * MOST];
+  bool inside[MOST];
+#pragma unroll
+  for (int i = 0; i < MOST; i++) {
+    const int group = first + i * step;
+    inside[i] = group < groups && group % each * STREAM_GROUP + column < length;
+  }
+  receive(v, s.epoch + layer_index, [&](int i) {
+    // Another word that is there, where there is none.
+    const int group = inside[i / 2] ? first + i / 2 * step : 0;
+    const int at = inside[i / 2] ? column + i % 2 * 2 : 0;
+    return a.to.inner + (group0 + group) * STREAM_GROUP + at;
+  });
+#pragma unroll
+  for (int i = 0; i < MOST; i++) {
+    const int group = first + i * step;
+    if (group >= groups) break;
+    const float4 four = inside[i] ? float4{v[2 * i].x, v[2 * i].y, v[2 * i + 1].x, v[2 * i + 1].y}
+                                  : float4{0, 0, 0, 0};
+    Products<DTYPE>::put(s, to + group, four);
+  }
+}
+
+// Of the shared experts, or of a dense layer: by one warp of `warps`.
 template <int DTYPE>
-__device__ __noinline__ void down_input(int layer_index) {
+__device__ __noinline__ void shared_down_input(int layer_index, int warp, int warps) {
+  constexpr int AHEAD = 4;
+  Shared<DTYPE>& s = shared_memory<DTYPE>();
+  const PersistentLayer& layer = s.layers[layer_index % LAYERS];
+  const int groups = groups_of(layer.shared), to = shared_input(s.a, layer);
+#pragma unroll 1
+  for (int first = warp; first < groups; first += warps * AHEAD) {
+    put_inner<DTYPE, AHEAD>(layer_index, first, warps, groups, to, 0, groups,
+                            static_cast<int>(layer.shared));
+  }
+}
+// Of the chosen experts, by all who multiply.
+template <int DTYPE>
+__device__ __noinline__ void routed_down_input(int layer_index) {
   constexpr int AHEAD = MOST_GROUPS / WARPS;
   Shared<DTYPE>& s = shared_memory<DTYPE>();
   const Arguments& a = s.a;
-  const PersistentLayer& layer = s.layers[layer_index % LAYERS];
-  const int warp = threadIdx.x / 32, column = 4 * (threadIdx.x % 32);
-  const int shared = static_cast<int>(layer.shared), inner = a.model.intermediate;
-  const int shared_groups = static_cast<int>(stream_groups(shared));
-  const int inner_groups = static_cast<int>(stream_groups(inner));
-  const int groups =
-      shared_groups + (layer.router ? static_cast<int>(a.model.shape.top_k) * inner_groups : 0);
-  float2 v[2 * AHEAD];
-  bool inside[AHEAD];
-#pragma unroll
-  for (int i = 0; i < AHEAD; i++) {
-    const int group = warp + i * WARPS;
-    const bool first = group < shared_groups;
-    const int local = first ? group : (group - shared_groups) % inner_groups;
-    inside[i] = group < groups && local * STREAM_GROUP + column < (first ? shared : inner);
-  }
-  await_senders(gridDim.x, s.epoch + layer_index, [&](int block) {
+  const int shared_groups = groups_of(s.layers[layer_index % LAYERS].shared);
+  const int inner = a.model.intermediate, inner_groups = groups_of(inner);
+  const int all = static_cast<int>(a.model.shape.top_k) * routed_units(a);
+  const int groups = static_cast<int>(a.model.shape.top_k) * inner_groups;
+  await_senders(min(static_cast<int>(gridDim.x), all), s.epoch + layer_index, [&](int block) {
     // Of the last unit that the block has: its last row.
-    const int all = layer.router ? static_cast<int>(a.model.shape.top_k) * routed_units(a) : 0;
-    if (block >= all) {
-      return a.to.inner +
-             (shared > 0 ? min(2 * last_of_share((shared + 1) / 2, block), shared - 1) : 0);
-    }
     const int unit = block + (all - 1 - block) / gridDim.x * gridDim.x;
     const int rank = unit / routed_units(a);
     const int row = min((unit - rank * routed_units(a)) * GATE_UNIT + GATE_UNIT, inner) - 1;
     return a.to.inner + (shared_groups + rank * inner_groups) * STREAM_GROUP + row;
   });
-  receive(v, s.epoch + layer_index, [&](int i) {
-    return a.to.inner +
-           (inside[i / 2] ? (warp + i / 2 * WARPS) * STREAM_GROUP + column + i % 2 * 2 : 0);
-  });
-  sync();
   mark();
-#pragma unroll
-  for (int i = 0; i < AHEAD; i++) {
-    const int group = warp + i * WARPS;
-    if (group >= groups) break;
-    const float4 four = inside[i] ? float4{v[2 * i].x, v[2 * i].y, v[2 * i + 1].x, v[2 * i + 1].y}
-                                  : float4{0, 0, 0, 0};
-    Products<DTYPE>::put(s, group, four);
-  }
+  put_inner<DTYPE, AHEAD>(layer_index, threadIdx.x / 32, WARPS, groups, 0, shared_groups,
+                          inner_groups, inner);
   sync();
 }
 
@@ -204,8 +220,9 @@ __device__ __noinline__ void finish_rows(int layer_index, int kind, int first_su
     send(to + row, sum, epoch);
   }
 }
+// Of units [begin, end).
 template <int DTYPE>
-__device__ __noinline__ void finish_gate_up(int layer_index) {
+__device__ __noinline__ void finish_gate_up(int layer_index, int begin, int end) {
   Shared<DTYPE>& s = shared_memory<DTYPE>();
   const Arguments& a = s.a;
   const Part& part = s.parts[layer_index % LAYERS][GATE_UP];
@@ -216,8 +233,8 @@ __device__ __noinline__ void finish_gate_up(int layer_index) {
   const int shared_groups = groups_of(layer.shared);
   const int inner_groups = groups_of(a.model.intermediate);
 #pragma unroll 1
-  for (int i = threadIdx.x; i < part.units * GATE_UNIT; i += THREADS) {
-    const int unit = i / GATE_UNIT, r = i % GATE_UNIT;
+  for (int i = threadIdx.x; i < (end - begin) * GATE_UNIT; i += THREADS) {
+    const int unit = begin + i / GATE_UNIT, r = i % GATE_UNIT;
     const float gate = Products<DTYPE>::sum(s, unit * groups, groups, r);
     const float up = Products<DTYPE>::sum(s, unit * groups, groups, r + GATE_UNIT);
     int rank;

@@ -16,7 +16,10 @@ namespace moela::cuda::persistent {
 
 // Experts whose down projections are asked for, to the second-level cache, when gate and up are
 // done.
-constexpr int AHEAD_EXPERTS = 2;
+constexpr int AHEAD_EXPERTS = 1;
+// Cycles a byte of a row between units of shared experts that are asked for early: all at once they
+// would hold up what blocks say to one another.
+constexpr float PACE = 0.8f;
 
 using Turn = RingPlace<SLOTS>;  // where the stream is in the ring
 
@@ -166,6 +169,9 @@ struct Products {
       if (lane < STREAM_TILE && lane % SLOTS == me && from.inside) {
         bulk_prefetch(from.row, from.row_bytes);
       }
+      if (kind == GATE_UP && unit + 1 < end) {
+        pause_for(static_cast<int>(PACE * from.row_bytes));
+      }
     }
   }
 
@@ -272,19 +278,22 @@ struct Products {
     }
   }
 
-  // Multiplies a product: of its unit u and row r, group i's sum is at s.products.sums[first +
-  // groups before u + i][r], after a sync().
+  // Multiplies units [begin, end) of a product, begin being 0 or `known`: of unit u and row r,
+  // group i's sum is at s.products.sums[first_sum + groups before u + i][r], after a sync().
   template <int TYPE>
-  __device__ __noinline__ static Consumer consume(int layer, int kind, int first_sum,
-                                                  Consumer own) {
+  __device__ __noinline__ static Consumer consume(int layer, int kind, int begin, int end,
+                                                  int first_sum, Consumer own) {
     Block& s = shared_memory<DTYPE>();
     const Arguments& a = s.a;
     const Part& part = s.parts[layer % LAYERS][kind];
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
-    int base = 0;
+    int base = begin * part.groups;
 #pragma unroll 1
-    for (int unit = 0; unit < part.units; unit++) {
+    for (int unit = begin; unit < end; unit++) {
       const int groups = groups_at(part, unit);
+      const int x_at = kind != DOWN         ? 0
+                       : unit >= part.known ? (unit - part.known) * groups
+                                            : shared_input(s.a, s.layers[layer % LAYERS]);
       const int64_t k = kind == OUTPUT      ? a.model.heads * DV
                         : kind != DOWN      ? a.model.d
                         : unit < part.known ? s.layers[layer % LAYERS].shared
@@ -302,7 +311,7 @@ struct Products {
           const int group = first + mine;
           const int left = row_bytes - group * StreamType<TYPE>::GROUP_BYTES;
           multiply<TYPE>(s, own.turn.stage, row_bytes <= SLOT_BYTES ? row_bytes : SLOT_STRIDE, mine,
-                         (kind == DOWN ? base : 0) + group, left, (odd ^ group) & 1,
+                         x_at + group, left, (odd ^ group) & 1,
                          s.products.sums[first_sum + base + group]);
         }
         __syncwarp();

@@ -290,21 +290,25 @@ __global__ void MOELA_CLUSTER __launch_bounds__(THREADS, 1)
         }
         cluster_wait(shared_address(&s.arrived), split_phase);
         split_phase ^= 1;
+        // As Result::add() of one after another; the factors of all do not wait for sums.
         Result merged = {-INFINITY, 0, {0, 0, 0, 0}};
-        for (int block = 0; block < share.shares; block++) {
-          merged.max = fmaxf(merged.max, s.states[block][own_head][0]);
-        }
-#pragma unroll 4
-        for (int block = 0; block < share.shares; block++) {
+        float mine[CLUSTER], other[CLUSTER], sums[CLUSTER];
+#pragma unroll
+        for (int block = 0; block < CLUSTER; block++) {
+          if (block >= share.shares) continue;
           const float2 state = *reinterpret_cast<const float2*>(s.states[block][own_head]);
+          const float most = fmaxf(merged.max, state.x);
+          mine[block] = power2(merged.max - most);
+          other[block] = power2(state.x - most);
+          sums[block] = state.y;
+          merged.max = most;
+        }
+#pragma unroll
+        for (int block = 0; block < CLUSTER; block++) {
+          if (block >= share.shares) continue;
           const float4 v = *reinterpret_cast<const float4*>(
               &s.received[block][own_head][column_at(own_head, own_column)]);
-          const float factor = power2(state.x - merged.max);
-          merged.sum = fmaf(state.y, factor, merged.sum);
-          merged.o[0] = fmaf(v.x, factor, merged.o[0]);
-          merged.o[1] = fmaf(v.y, factor, merged.o[1]);
-          merged.o[2] = fmaf(v.z, factor, merged.o[2]);
-          merged.o[3] = fmaf(v.w, factor, merged.o[3]);
+          merged.add(mine[block], sums[block], v, other[block]);
         }
         sync_computing();
         if (thread < CLUSTER) remote_arrive(remote(shared_address(&s.taken), thread));

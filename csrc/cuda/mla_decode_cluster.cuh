@@ -69,6 +69,10 @@ struct Result {
     const float most = fmaxf(max, m);
     const float mine = power2(max - most), other = power2(m - most);
     max = most;
+    add(mine, l, v, other);
+  }
+  // With factors that are known.
+  __device__ __forceinline__ void add(float mine, float l, const float4& v, float other) {
     sum = fmaf(l, other, sum * mine);
     o[0] = fmaf(v.x, other, o[0] * mine);
     o[1] = fmaf(v.y, other, o[1] * mine);

@@ -24,17 +24,22 @@ __device__ __forceinline__ Result merge_split(const Arguments& a, const Place& a
   float o[MLA_SHARES];
   receive(o, epoch,
           [&](int i) { return a.to.parts + (first + (i < parts ? i : 0) * HEADS) * R + column; });
+  // As add_split() of one part after another.
   Result merged = {-INFINITY, 0, 0};
+  float mine[MLA_SHARES], other[MLA_SHARES];
 #pragma unroll
   for (int i = 0; i < MLA_SHARES; i++) {
-    if (i < parts) merged.max = fmaxf(merged.max, state[i].x);
+    if (i >= parts) continue;
+    const float most = fmaxf(merged.max, state[i].x);
+    mine[i] = power2(merged.max - most);
+    other[i] = power2(state[i].x - most);
+    merged.max = most;
   }
 #pragma unroll
   for (int i = 0; i < MLA_SHARES; i++) {
     if (i >= parts) continue;
-    const float factor = power2(state[i].x - merged.max);
-    merged.sum = fmaf(state[i].y, factor, merged.sum);
-    merged.o = fmaf(o[i], factor, merged.o);
+    merged.sum = fmaf(state[i].y, other[i], merged.sum * mine[i]);
+    merged.o = fmaf(o[i], other[i], merged.o * mine[i]);
   }
   return merged;
 }

@@ -28,6 +28,7 @@ import {
   width,
   writeEntries,
 } from "./support/mla.ts";
+import { scaledCacheTypes, typedSequences } from "./support/cache_types.ts";
 import {
   assertClose,
   assertSameBits,
@@ -276,6 +277,37 @@ for (const set of kernelSets) {
       }
     });
   }
+
+  Deno.test(`mlaDecode() gives a row among many the bits that it has alone, of any cache (${set})`, async () => {
+    using kernels = open();
+    const s = real;
+    const lengths = [[32, 1], [0, 1], [1024, 1]] as const;
+    const some: Sequence[] = [
+      ...floatTypes.flatMap((type) => sequences(kernels, s, type, lengths)),
+      ...scaledCacheTypes.flatMap((type) =>
+        typedSequences(kernels, s, type, LAYER, lengths)
+      ),
+    ];
+    // CUDA has a kernel of its own for so many rows.
+    const rows = 133, short = some.filter(({ position }) => position < 1000);
+    const all = Array.from(
+      { length: rows },
+      (_, i) => i % 9 === 0 ? some[i / 9 % some.length] : short[i % 7],
+    );
+    const q = normals(
+      rows * s.num_attention_heads * width(s),
+      13,
+      2 * width(s) ** -0.5,
+    );
+    const together = await decode(kernels, s, q, all);
+    for (let row = 0; row < rows; row += row % 9 === 0 ? 1 : 8) {
+      assertSameBits(
+        await decode(kernels, s, rowOf(q, rows, row), [all[row]]),
+        rowOf(together, rows, row),
+        `row ${row} alone`,
+      );
+    }
+  });
 
   for (const [name, attend, places] of paths) {
     Deno.test(`${name}() gives a row the same bits alone and in any chunk (${set})`, async () => {

@@ -1,6 +1,8 @@
 // Checks and times mla_absorb, mla_decode and mla_expand.
 //   mla_decode check   against float64 over odd shapes, and row invariance to the bit
 //   mla_decode targets the shapes of the project's targets, cold caches, graph replays
+//   mla_decode rows    many rows by the kernel of clusters and by that of rows, or, given both,
+//                      one number of sequences and keys
 //   mla_decode time    those, many others, and other splits
 #include "mla_decode_check.cuh"
 
@@ -40,7 +42,11 @@ struct Line {
   double target;  // microseconds; 0: none
 };
 
-void time_decode(const Line& line, bool invariant = true, const MlaSplits* splits = nullptr) {
+using Kernel = std::function<void(const Launch&, const MlaDecodeArgs&)>;
+
+// By the kernel that mla_decode chooses, or by another.
+void time_decode(const Line& line, bool invariant = true, const Kernel& kernel = nullptr,
+                 const MlaSplits& splits = MLA_CLUSTER_SPLITS) {
   const int pages = (line.context + 63) / 64 * line.sequences;
   const int64_t layer_bytes = int64_t(pages) * 64 * 1152;
   const int layers =
@@ -60,21 +66,21 @@ void time_decode(const Line& line, bool invariant = true, const MlaSplits* split
   for (bool overlap : {true, false}) {
     const double us = time_calls(launches, [&](int i) {
       const Launch at = make_launch(t.step, line.sequences, true, overlap);
-      if (!splits) {
+      if (!kernel) {
         mla_decode_split(at, i % layers, line.heads, 512, 64, {q, MOELA_BF16}, {out, MOELA_BF16},
                          invariant);
         return;
       }
-      mla_decode_cluster(at, {t.step,
-                              i % layers,
-                              line.heads,
-                              512,
-                              64,
-                              {q, MOELA_BF16},
-                              {out, MOELA_BF16},
-                              *splits,
-                              mla_slots(scratch_size, line.heads, 16, 512),
-                              scratch_memory});
+      kernel(at, {t.step,
+                  i % layers,
+                  line.heads,
+                  512,
+                  64,
+                  {q, MOELA_BF16},
+                  {out, MOELA_BF16},
+                  splits,
+                  mla_slots(scratch_size, line.heads, 16, 512),
+                  scratch_memory});
     });
     printf("  %s%8.2f us %6.0f GB/s %5.0f TFLOP/s", overlap ? "" : "| no overlap", us,
            bytes / us / 1e3, flops / us / 1e6);
@@ -149,6 +155,22 @@ void time_targets() {
   time_decode({16, 256, 1088, MOELA_BF16, 0});
 }
 
+void time_rows(int only_sequences, int only_context) {
+  const auto both = [](int sequences, int context, int dtype) {
+    time_decode({16, sequences, context, dtype, 0}, true, mla_decode_cluster);
+    time_decode({16, sequences, context, dtype, 0}, true, mla_decode_rows);
+  };
+  if (only_sequences > 0) return both(only_sequences, only_context, MOELA_BF16);
+  for (int context : {100, 300, 1024, 1088, 4096}) {
+    for (int sequences : {8, 16, 32, 64, 128, 256}) {
+      if (sequences * context <= 128 * 4096) both(sequences, context, MOELA_BF16);
+    }
+  }
+  for (int dtype : {MOELA_FP8, MOELA_INT8, MOELA_INT6, MOELA_F32}) {
+    for (int sequences : {32, 256}) both(sequences, 1024, dtype);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -167,6 +189,8 @@ int main(int argc, char** argv) {
       printf("%s: %d failures\n", failures ? "FAILED" : "all ok", failures);
     } else if (what == "targets") {
       time_targets();
+    } else if (what == "rows") {
+      time_rows(argc > 3 ? atoi(argv[2]) : 0, argc > 3 ? atoi(argv[3]) : 0);
     } else {
       for (int context : {1, 64, 200, 1024, 4096, 32768}) {
         time_decode({16, 1, context, MOELA_BF16, 0});
@@ -179,9 +203,9 @@ int main(int argc, char** argv) {
                                MlaSplits{1024, 2048, 2}, MlaSplits{1024, 1024, 1}}) {
         printf("splits of %d to %d, %d parts\n", splits.least, splits.most, splits.parts);
         for (int context : {1024, 4096, 16384}) {
-          time_decode({16, 1, context, MOELA_BF16, 0}, true, &splits);
+          time_decode({16, 1, context, MOELA_BF16, 0}, true, mla_decode_cluster, splits);
         }
-        time_decode({16, 128, 4096, MOELA_BF16, 0}, true, &splits);
+        time_decode({16, 128, 4096, MOELA_BF16, 0}, true, mla_decode_cluster, splits);
       }
       time_decode({16, 64, 1024, MOELA_BF16, 0});
       time_decode({16, 256, 1024, MOELA_BF16, 0});

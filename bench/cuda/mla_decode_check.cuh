@@ -89,6 +89,39 @@ void check_decode(int heads, int r, int dr, const std::vector<int>& dtypes,
     failures++;
     printf("FAILED: other bits without scratch memory: %s\n", line);
   }
+  // The kernel of many rows, with slots for all splits and for the blocks' own.
+  if (!wide && hopper && r == 512) {
+    for (int64_t splits : {int64_t{2048}, int64_t{sms}}) {
+      const MlaDecodeArgs args = {t.step,
+                                  layer,
+                                  heads,
+                                  r,
+                                  dr,
+                                  {q, MOELA_F32},
+                                  {out, MOELA_F32},
+                                  MLA_CLUSTER_SPLITS,
+                                  mla_slots(mla_slots_bytes(splits, heads, 16, r), heads, 16, r),
+                                  scratch_memory};
+      OK(cudaMemset(out, 255, outputs * 4));
+      OK(cudaMemset(scratch_memory, 0, args.slots.slots_offset));
+      OK(cudaDeviceSynchronize());
+      const bool done = mla_decode_rows(at, args);
+      const auto bits = read(out, outputs);
+      if (!done || memcmp(bits.data(), got.data(), outputs * 4)) {
+        failures++;
+        printf("FAILED: other bits from the kernel of many rows: %s\n", line);
+      }
+      for (char c : read(scratch_memory, args.slots.rows_offset)) {
+        if (c) {
+          failures++;
+          printf("FAILED: a counter was left by the kernel of many rows: %s\n", line);
+          break;
+        }
+      }
+    }
+    OK(cudaMemset(scratch_memory, 0, scratch_size));
+    OK(cudaDeviceSynchronize());
+  }
   at.scratch_bytes = scratch_size;
 
   // Each row alone, its pages elsewhere.
@@ -179,6 +212,7 @@ void check_products(int dtype, int heads, int dn, int dr, int dv, int r, int row
   OK(cudaMalloc(&expanded, int64_t(rows) * heads * dv * 4));
   OK(cudaMemset(absorbed, 255, out * 4));
   OK(cudaMemset(expanded, 255, int64_t(rows) * heads * dv * 4));
+  OK(cudaDeviceSynchronize());  // that stream does not wait for others
   Launch at = make_launch(t.step, rows, true, true);
   mla_absorb(at, heads, dn, dr, dv, r, scale, {q, MOELA_F32}, w, {absorbed, MOELA_F32});
   mla_expand(at, heads, dn, dr, dv, r, {o, MOELA_F32}, w, {expanded, MOELA_F32});
@@ -291,6 +325,14 @@ void check() {
   check_decode(128, 512, 64, {MOELA_BF16, MOELA_FP8, MOELA_F32, MOELA_INT6, MOELA_INT8}, many, true,
                "many");
   check_decode(16, 512, 64, {MOELA_BF16}, odd, true, "steep", 3.0f);
+  std::vector<Sequence> rows;
+  for (int i = 0; i < 300; i++) {
+    rows.push_back({i % 5, i % 40 == 39 ? 2000 + i : 1 + (i * 37) % 400, 1});
+  }
+  for (int heads : {16, 20}) {
+    check_decode(heads, 512, 64, {MOELA_BF16, MOELA_FP8, MOELA_F32, MOELA_INT6, MOELA_INT8}, rows,
+                 true, "many rows");
+  }
 }
 
 }  // namespace

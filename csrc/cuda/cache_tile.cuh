@@ -14,7 +14,7 @@ __device__ __forceinline__ void cache_tile_to_bf16(char* tile, const uint8_t (*c
   constexpr int WIDTH = R + DR, EIGHTS = WIDTH / 64;
   constexpr int ROW_BYTES = DTYPE == MOELA_INT6 ? WIDTH / 4 * 3 : WIDTH;
   static_assert(EIGHTS * 64 == WIDTH && R % 64 == 0 && DR % 32 == 0, "64 elements are of one part");
-  const int row = threadIdx.x / 8, column = threadIdx.x % 8 * 8;
+  const int row = threadIdx.x % THREADS / 8, column = threadIdx.x % 8 * 8;
   const bool mine = THREADS == 8 * KEYS || row < KEYS;
   CacheEight<DTYPE> eights[EIGHTS];
   float scale = 0, key_scale = 0;

@@ -16,7 +16,10 @@ void mla_decode_split(const Launch& at, int32_t layer, int64_t heads, int64_t r,
   args.slots =
       mla_slots(at.scratch_bytes, args.heads, wide ? MLA_WIDE_TILE : MLA_HEAD_TILE, args.r);
   if (at.absorbed > MLA_ROWS_BYTES / 8) args.slots.capacity = 0;
-  if (!wide) return mla_decode_cluster(at, args);
+  if (!wide) {
+    if (at.absorbed < MLA_MANY_ROWS || !mla_decode_rows(at, args)) mla_decode_cluster(at, args);
+    return;
+  }
   args.splits = invariant ? MLA_WIDE_SPLITS : MlaSplits{};
   mla_decode_wgmma(at, args);
 }

@@ -25,6 +25,9 @@ void mla_decode_generic(const Launch& at, const MlaDecodeArgs& args);
 // Hopper, r = 512, dr = 64: tiles of 16 heads on mma.sync, a cluster of eight blocks a split.
 void mla_decode_cluster(const Launch& at, const MlaDecodeArgs& args);
 
+// The same bits for many rows: a block a split. False, and nothing is done, where scratch memory
+// has no room for a slot a block.
+bool mla_decode_rows(const Launch& at, const MlaDecodeArgs& args);
 // The same for many heads: tiles of 64 on wgmma.
 void mla_decode_wgmma(const Launch& at, const MlaDecodeArgs& args);
 

@@ -2,16 +2,11 @@
 //
 // A cluster of eight blocks takes splits of a row one after another. Each block takes an eighth of
 // a split's keys: one warp copies their rows to shared memory ahead of the others (bulk copies into
-// a ring), eight warps compute, 32 keys at a time:
-//   S [16, 32] = q K^T: warp w sums dims [144 (w % 4), ...) of keys [16 (w / 4), ...); the four
-//   sums are added in order where the running softmax reads them; O [16, 512] += P V: 64 columns a
-//   warp.
+// a ring), eight warps compute, see mla_decode_tile.cuh.
 // Then columns [64 i, 64 i + 64) of the eight results go to block i of the cluster (bulk copies
 // between shared memories), which merges them in ascending order, then the row's splits: in
 // registers where one cluster has them all, else through slots in memory, by whichever cluster of
 // the row ends last. Both give the same.
-//
-// F32 caches take the same way with f32 arithmetic in the place of mma.sync, 16 keys at a time.
 #include "cuda/mla_decode_cluster.cuh"
 
 namespace moela::cuda {
@@ -33,10 +28,7 @@ __global__ void MOELA_CLUSTER __launch_bounds__(THREADS, 1)
   const int clusters = gridDim.x / CLUSTER, cluster = blockIdx.x / CLUSTER;
   const int tiles = (a.heads + HEADS - 1) / HEADS;
   if (thread == 0) {
-    for (int i = 0; i < STAGES; i++) {
-      barrier_init(shared_address(&s.full[i]), 1);
-      barrier_init(shared_address(&s.empty[i]), WARPS);
-    }
+    s.keys.init(1);
     barrier_init(shared_address(&s.arrived), 1);
     barrier_init(shared_address(&s.taken), CLUSTER);
     barrier_init_fence();
@@ -51,8 +43,7 @@ __global__ void MOELA_CLUSTER __launch_bounds__(THREADS, 1)
   const int first_page = a.step.segments[0].page, first_pool = a.step.segments[0].pool;
   const bool alone = n_rows == 1;
   const int g = lane / 4, t = lane % 4;
-  const int quarter = warp % 4, half = warp / 4;
-  Ring ring;
+  RingPlace<STAGES> ring;
   uint32_t split_phase = 0;
   bool sent = false;
   int slots = 0;
@@ -63,16 +54,18 @@ __global__ void MOELA_CLUSTER __launch_bounds__(THREADS, 1)
       item_alone(a, first_keys, first_page, first_pool, 0, tiles, clusters, items);
     } else {
       __syncthreads();
+      load_rows(a, row_begin, row_begin + rows, thread, THREADS, s.plan);
+      __syncthreads();
       if (warp == 0) {
-        plan_rows(a, row_begin, row_begin + rows, n_rows, tiles, clusters, slots, s);
+        plan_rows(a, row_begin, row_begin + rows, n_rows, tiles, clusters, slots, s.plan);
       }
       __syncthreads();
-      items = s.first[rows] * tiles;
+      items = s.plan.first[rows] * tiles;
     }
     const auto item_of = [&](int index) {
       return alone
                  ? item_alone(a, first_keys, first_page, first_pool, index, tiles, clusters, items)
-                 : item_at(a, s, index, tiles, row_begin, rows);
+                 : item_at(a, s.plan, index, tiles, row_begin, rows);
     };
 
     if (warp == WARPS) {
@@ -85,12 +78,15 @@ __global__ void MOELA_CLUSTER __launch_bounds__(THREADS, 1)
     for (int i = cluster; i < items; i += clusters) {
       const Item item = item_of(i);
       const int dtype = a.step.pools[item.pool].dtype;
-      const bool is_f32 = dtype == MOELA_F32;
-      const int tile = is_f32 ? TILE_F32 : TILE;
-      const int64_t q_at = (int64_t(item.row) * a.heads + item.head + g) * WIDTH + quarter * 144;
-      const bool low = item.head + g < a.heads, high = item.head + g + 8 < a.heads;
-      uint32_t query[9][4];
-      if (!is_f32) load_query(a.q, q_at + 2 * t, low, high, query);
+      const int tile = dtype == MOELA_F32 ? TILE_F32 : TILE;
+      Query query;
+      query.find(a, item.row, item.head, warp, lane);
+      uint32_t fragments[9][4];
+      if (dtype != MOELA_F32) query.load(a.q, fragments);
+      const auto fragment = [&](int k, uint32_t (&x)[4]) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[i] = fragments[k][i];
+      };
       // Of the thread's four columns of the block's slice and a head.
       const int own_head = thread / 16, own_column = thread % 16 * 4;
       Result total = {-INFINITY, 0, {0, 0, 0, 0}};
@@ -104,162 +100,18 @@ __global__ void MOELA_CLUSTER __launch_bounds__(THREADS, 1)
         float o[8][4];
 #pragma unroll
         for (int j = 0; j < 8; j++) o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0;
-        float maximum = -INFINITY, sum = 0;  // of head 2 warp + lane / 16
+        float maximum = -INFINITY, sum = 0;  // of softmax_head()
 
         for (int key = share.begin; key < share.end; key += tile) {
           const int valid = min(tile, share.end - key);
-          char* stage = s.stages[ring.stage];
-          barrier_wait(shared_address(&s.full[ring.stage]), ring.phase);
-          bool written = true;
-          const auto convert = [&](auto type) {
-            cache_tile_to_bf16<decltype(type)::value, COMPUTING, TILE, R, DR, ROW>(
-                stage, s.scales[ring.stage], valid, sync_computing);
-          };
-          switch (dtype) {
-            case MOELA_FP8:
-              convert(std::integral_constant<int, MOELA_FP8>{});
-              break;
-            case MOELA_INT8:
-              convert(std::integral_constant<int, MOELA_INT8>{});
-              break;
-            case MOELA_INT6:
-              convert(std::integral_constant<int, MOELA_INT6>{});
-              break;
-            case MOELA_BF16:
-              // What lies beyond must not enter, not even with weight 0.
-              written = valid < TILE;
-              for (int j = valid * (ROW / 16) + thread; j < TILE * (ROW / 16); j += COMPUTING) {
-                reinterpret_cast<uint4*>(stage)[j] = {0, 0, 0, 0};
-              }
-              break;
-            default:
-              written = false;
-          }
-          if (written) sync_computing();
-
-          // Scores.
-          float c[4][4] = {};  // even and odd steps of K apart
-          if (!is_f32) {
-            const uint32_t from = shared_address(stage) +
-                                  (half * 16 + lane / 16 * 8 + lane % 8) * ROW + lane / 8 % 2 * 16 +
-                                  quarter * 288;
-#pragma unroll
-            for (int k = 0; k < 9; k++) {
-              uint32_t b[4];
-              load_matrices(b, from + 32 * k);
-              const uint32_t* q = query[k];
-              mma_bf16(c[k % 2 * 2], q[0], q[1], q[2], q[3], b[0], b[1]);
-              mma_bf16(c[k % 2 * 2 + 1], q[0], q[1], q[2], q[3], b[2], b[3]);
-            }
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-              c[0][j] += c[2][j];
-              c[1][j] += c[3][j];
-            }
-          } else if (half == 0) {
-            const char* from = stage + 2 * t * ROW_F32 + quarter * 144 * 4;
-#pragma unroll 1
-            for (int d = 0; d < 144; d += 2) {
-              const float2 q0 = query_pair(a.q, q_at + d, low);
-              const float2 q8 = query_pair(a.q, q_at + 8 * WIDTH + d, high);
-#pragma unroll
-              for (int j = 0; j < 4; j++) {
-                const int k = j / 2 * 8 + j % 2;
-                if (2 * t + k >= valid) continue;
-                const float2 x = *reinterpret_cast<const float2*>(from + k * ROW_F32 + d * 4);
-                c[j / 2][j % 2] = fmaf(q0.y, x.y, fmaf(q0.x, x.x, c[j / 2][j % 2]));
-                c[j / 2][j % 2 + 2] = fmaf(q8.y, x.y, fmaf(q8.x, x.x, c[j / 2][j % 2 + 2]));
-              }
-            }
-          }
-#pragma unroll
-          for (int j = 0; j < 2; j++) {
-            float* to = &s.scores[quarter][g][half * 16 + j * 8 + 2 * t];
-            *reinterpret_cast<float2*>(to) = {c[j][0], c[j][1]};
-            *reinterpret_cast<float2*>(to + 8 * S_STRIDE) = {c[j][2], c[j][3]};
-          }
-          sync_computing();
-
-          // The running softmax: half a warp a head, two keys a lane.
-          {
-            const int head = 2 * warp + lane / 16, key0 = lane % 16;
-            float x[2];
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-              const float* from = &s.scores[0][head][key0 + 16 * j];
-              x[j] = from[0];
-#pragma unroll
-              for (int k = 1; k < 4; k++) x[j] += from[k * HEADS * S_STRIDE];
-              x[j] = key0 + 16 * j < valid ? x[j] * 1.44269504088896341f : -INFINITY;
-            }
-            float most = fmaxf(x[0], x[1]);
-#pragma unroll
-            for (int k = 8; k > 0; k /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, k));
-            most = fmaxf(most, maximum);
-            float p[2] = {power2(x[0] - most), power2(x[1] - most)};
-            if (is_f32) {
-              s.scores[0][head][key0] = p[0];
-              s.scores[0][head][key0 + 16] = p[1];
-            } else {
-              const uint32_t bits = bf16_pair(p[0], p[1]);
-              s.weights[head][key0] = static_cast<uint16_t>(bits);
-              s.weights[head][key0 + 16] = static_cast<uint16_t>(bits >> 16);
-              p[0] = bf16_value(bits & 0xffff);
-              p[1] = __uint_as_float(bits & 0xffff0000u);
-            }
-            const float factor = power2(maximum - most);
-            if (key0 == 0) s.factors[head] = factor;
-            // The lane's share of the sum: shares are added at the end.
-            sum = fmaf(sum, factor, p[0] + p[1]);
-            maximum = most;
-          }
-          sync_computing();
-
-          // Weights times latents.
-          const float factor0 = s.factors[g], factor8 = s.factors[g + 8];
-#pragma unroll
-          for (int j = 0; j < 8; j++) {
-            o[j][0] *= factor0;
-            o[j][1] *= factor0;
-            o[j][2] *= factor8;
-            o[j][3] *= factor8;
-          }
-          if (!is_f32) {
-            const uint32_t weights =
-                shared_address(s.weights) + lane % 16 * (P_STRIDE * 2) + lane / 16 * 16;
-            const uint32_t from =
-                shared_address(stage) + lane % 16 * ROW + warp * 128 + lane / 16 * 16;
-#pragma unroll
-            for (int k = 0; k < 2; k++) {
-              uint32_t p[4];
-              load_matrices(p, weights + 32 * k);
-#pragma unroll
-              for (int j = 0; j < 4; j++) {
-                uint32_t b[4];
-                load_transposed(b, from + k * 16 * ROW + 32 * j);
-                mma_bf16(o[2 * j], p[0], p[1], p[2], p[3], b[0], b[1]);
-                mma_bf16(o[2 * j + 1], p[0], p[1], p[2], p[3], b[2], b[3]);
-              }
-            }
-          } else {
-#pragma unroll 1
-            for (int k = 0; k < valid; k++) {
-              const float p0 = s.scores[0][g][k], p8 = s.scores[0][g + 8][k];
-              const char* from = stage + k * ROW_F32 + (warp * 64 + 2 * t) * 4;
-#pragma unroll
-              for (int j = 0; j < 8; j++) {
-                const float2 v = *reinterpret_cast<const float2*>(from + j * 32);
-                o[j][0] = fmaf(p0, v.x, o[j][0]);
-                o[j][1] = fmaf(p0, v.y, o[j][1]);
-                o[j][2] = fmaf(p8, v.x, o[j][2]);
-                o[j][3] = fmaf(p8, v.y, o[j][3]);
-              }
-            }
-            sync_computing();  // scores are read no more
-          }
+          char* stage = s.keys.stages[ring.stage];
+          barrier_wait(shared_address(&s.keys.full[ring.stage]), ring.phase);
+          const bool written =
+              attend_tile(a.q, query, fragment, dtype, stage, s.keys.scales[ring.stage], valid,
+                          s.room, thread, o, maximum, sum, sync_computing);
           if (written) fence_async_proxy();
           __syncwarp();
-          if (lane == 0) barrier_arrive(shared_address(&s.empty[ring.stage]));
+          if (lane == 0) barrier_arrive(shared_address(&s.keys.empty[ring.stage]));
           ring.next();
         }
 
@@ -276,7 +128,7 @@ __global__ void MOELA_CLUSTER __launch_bounds__(THREADS, 1)
 #pragma unroll
           for (int k = 8; k > 0; k /= 2) sum += __shfl_xor_sync(~0u, sum, k);
           if (lane % 16 == 0) {
-            *reinterpret_cast<float2*>(s.own_states[2 * warp + lane / 16]) = {maximum, sum};
+            *reinterpret_cast<float2*>(s.own_states[softmax_head(warp, lane)]) = {maximum, sum};
           }
           fence_async_proxy();
           sync_computing();

@@ -20,6 +20,9 @@ constexpr int MLA_FAST_DR = 64;    // qk_rope_head_dim of the paths on tensor co
 constexpr int MLA_HEAD_TILE = 16;  // heads of an mma.sync,
 constexpr int MLA_WIDE_TILE = 64;  // of a wgmma
 
+// Rows from which on each is work enough for a block, without clusters.
+constexpr int MLA_MANY_ROWS = 32;
+
 // Lengths are multiples of `least`, at most `most`; below `most` a row has at most `parts` splits.
 struct MlaSplits {
   int32_t least, most, parts;

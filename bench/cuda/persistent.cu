@@ -17,10 +17,15 @@ constexpr int EXPERTS = 64, TOP_K = 6, MOE = 1408, SHARED = 2816, DENSE = 10944;
 constexpr int BLOCKS = 132;
 
 // Marks of a layer, in order: what ends there.
-const char* names[] = {
-    "q, kv_a: there", "input",         "product", "finish",          "absorb",        "attention",
-    "expand",         "output: there", "product", "gate, up: there", "input, router", "product",
-    "finish",         "down: there",   "input",   "product",         "finish"};
+const char* names[] = {"q, kv_a: there", "input",
+                       "product",        "finish",
+                       "absorb",         "attention",
+                       "expand",         "output: there",
+                       "product",        "gate, up: there",
+                       "input, router",  "product",
+                       "finish",         "shared down, there",
+                       "input",          "product",
+                       "finish"};
 constexpr int MARKS = sizeof names / sizeof *names;
 
 struct Model {

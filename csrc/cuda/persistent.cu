@@ -33,6 +33,9 @@ struct Kernel {
   const Arguments& a = s.a;
   Consumer own{};
   Ring ring;
+  // One warp makes the input of the shared experts' down projections while the chosen experts are
+  // multiplied. It takes longer than all warps take for those that are narrower.
+  static constexpr bool EARLY = DTYPE == MOELA_BF16;
 
   // The description of a layer, by one warp.
   __device__ __forceinline__ void describe(int i) {
@@ -106,7 +109,7 @@ struct Kernel {
       sync();
       mark();
       finish_gate_up<DTYPE>(i, up.known, up.units);
-      if (s.layers[i % LAYERS].router) {
+      if (EARLY && s.layers[i % LAYERS].router) {
         wait_until(&s.shared, i + 1);
       } else {
         shared_down_input<DTYPE>(i, threadIdx.x / 32, WARPS);
@@ -154,9 +157,11 @@ struct Kernel {
       route_row(a.model.shape, s.logits, layer.bias, s.chosen, s.chosen_weights);
       if (lane == 0) set_counter(&s.routed, i + 1);
       mark_other(i, 1);
-      shared_down_input<DTYPE>(i, 0, 1);
-      __syncwarp();
-      if (lane == 0) set_counter(&s.shared, i + 1);
+      if constexpr (EARLY) {
+        shared_down_input<DTYPE>(i, 0, 1);
+        __syncwarp();
+        if (lane == 0) set_counter(&s.shared, i + 1);
+      }
     }
   }
 };

@@ -10,7 +10,6 @@ void expert_down(Context& context, int32_t, int64_t d, int64_t intermediate, int
   const Kernels& kernels = context.kernels;
   const bool packed = packs(kernels, down.dtype);
   const auto blocks = expert_blocks(plan, experts, packed);
-  const int64_t n_blocks = blocks.size();
   const int64_t largest = largest_block(blocks);
   const int64_t width = expert_tile_width(context, blocks, d, intermediate);
   const std::vector<int64_t> counts = row_counts(blocks);
@@ -27,9 +26,10 @@ void expert_down(Context& context, int32_t, int64_t d, int64_t intermediate, int
   }
 
   const int64_t tiles = ceil_div(d, width);
-  context.threads.parallel_for(n_blocks * tiles, [&](int64_t task, int thread) {
+  const std::vector<ExpertTask> tasks = expert_tasks(blocks, tiles);
+  context.threads.parallel_for(tasks.size(), [&](int64_t task, int thread) {
     if (cancelled(context)) return;
-    const ExpertTask place = expert_task(task, largest, n_blocks, tiles);
+    const ExpertTask place = tasks[task];
     const int64_t index = place.block;
     const ExpertBlock& block = blocks[index];
     const int64_t begin = place.tile * width;

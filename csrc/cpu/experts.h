@@ -75,15 +75,22 @@ inline int64_t expert_tile_width(const Context& context, const std::vector<Exper
                     largest <= EXPERT_FEW_ROWS ? EXPERT_FEW_ROWS_WIDEST : EXPERT_WIDEST);
 }
 
-// Block and tile of a task. Blocks of few rows: an expert's tiles follow one another, as they do in
-// memory. Others: neighbouring tasks use one tile, as an expert's blocks follow one another.
+// Block and tile of each task. An expert's tiles follow one another, as they do in memory, so that
+// its rows stay in the cache; its blocks take turns, so that a tile does, too.
 struct ExpertTask {
   int64_t block;
   int64_t tile;
 };
-inline ExpertTask expert_task(int64_t task, int64_t largest, int64_t blocks, int64_t tiles) {
-  if (largest <= EXPERT_FEW_ROWS) return {task / tiles, task % tiles};
-  return {task % blocks, task / blocks};
+inline std::vector<ExpertTask> expert_tasks(const std::vector<ExpertBlock>& blocks, int64_t tiles) {
+  std::vector<ExpertTask> tasks;
+  const int64_t n_blocks = blocks.size();
+  for (int64_t first = 0, end; first < n_blocks; first = end) {
+    for (end = first; end < n_blocks && blocks[end].expert == blocks[first].expert;) end++;
+    for (int64_t tile = 0; tile < tiles; tile++) {
+      for (int64_t block = first; block < end; block++) tasks.push_back({block, tile});
+    }
+  }
+  return tasks;
 }
 
 // The rows of a block as a matrix [count, width]: in place where they lie together, else copied to

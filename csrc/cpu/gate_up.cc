@@ -14,7 +14,6 @@ void gate_up(Context& context, int32_t rows, int64_t intermediate, int64_t d, in
   const bool packed = packs(kernels, gate.dtype);
   const auto blocks = plan ? expert_blocks(plan, experts, packed)
                            : dense_blocks(context.step.begin(rows), context.step.end(rows), packed);
-  const int64_t n_blocks = blocks.size();
   const int64_t largest = largest_block(blocks);
   const int64_t width = expert_tile_width(context, blocks, intermediate, d);
   const std::vector<int64_t> counts = row_counts(blocks);
@@ -31,9 +30,10 @@ void gate_up(Context& context, int32_t rows, int64_t intermediate, int64_t d, in
   }
 
   const int64_t tiles = ceil_div(intermediate, width);
-  context.threads.parallel_for(n_blocks * tiles, [&](int64_t task, int thread) {
+  const std::vector<ExpertTask> tasks = expert_tasks(blocks, tiles);
+  context.threads.parallel_for(tasks.size(), [&](int64_t task, int thread) {
     if (cancelled(context)) return;
-    const ExpertTask place = expert_task(task, largest, n_blocks, tiles);
+    const ExpertTask place = tasks[task];
     const int64_t index = place.block;
     const ExpertBlock& block = blocks[index];
     const int64_t begin = place.tile * width;

@@ -212,11 +212,11 @@ for (const kernels of kernelSets) {
     using device = new Kernels({ threads: 2, kernels });
     // More and fewer rows than tiles have, one and several times 1,024 columns, whole and not.
     for (
-      const [rows, n, k] of [[70, 70, 2048], [64, 9, 1100], [65, 64, 5120], [
-        1060,
-        130,
-        2048,
-      ]]
+      const [rows, n, k] of [[70, 70, 2048], [64, 9, 1100], [1537, 9, 1100], [
+        1540,
+        3,
+        5120,
+      ], [1600, 130, 2048]]
     ) {
       const x = normals(rows * k, k + n);
       const { tensor, values } = weight(device, n, k, "f32", 1);

@@ -1,8 +1,9 @@
-// A product with one F32 matrix, the router's above all, for many rows: the sums of stream_f32.cuh
-// in the same order, though no thread has the elements that it names. A thread makes whole sums, of
-// some rows and columns. The reference adds elements 4 l + 128 w + 1024 j for each l (a lane) of w
-// (a warp), then the lanes in a butterfly, which is a tree with lanes l and l ^ 16 as neighbours,
-// then the warps in order: here w goes on outside, and the tree's leaves come one after another.
+// A product with one F32 matrix, the router's above all, for thousands of rows: the sums of
+// stream_f32.cuh in the same order, though no thread has the elements that it names. A thread makes
+// whole sums, of some rows and columns. The reference adds elements 4 l + 128 w + 1024 j for each l
+// (a lane) of w (a warp), then the lanes in a butterfly, which is a tree with lanes l and l ^ 16 as
+// neighbours, then the warps in order: here w goes on outside, and the tree's leaves come one after
+// another.
 //
 // A stage is half the lanes of one w, of all rows of the tile: copied while those before are
 // summed.
@@ -23,15 +24,17 @@ constexpr int WARP_COLUMNS = STEP / 8;        // of K, of one w and j
 constexpr int STAGES = 16;                    // of all K
 constexpr int STAGE_COLUMNS = STEP / STAGES;  // of K, of one j
 constexpr int MOST_DEPTH = 4;
+constexpr int OWN = 4, ROWS = 8 * OWN;
+// With fewer, tiles of 32 rows would leave most multiprocessors idle.
+constexpr int64_t LEAST_ROWS = 1536;
 
 // Floats of a row in a stage; four more, so that rows side by side lie in different banks.
 __host__ __device__ inline int stage_row(int steps) { return steps * STAGE_COLUMNS + 4; }
 
-// OWN x 2 sums a thread, of OWN x 8 rows a tile. STEPS of K, or 0: as many as there are.
-template <int OWN, int STEPS>
+// OWN x 2 sums a thread, of ROWS rows a tile. STEPS of K, or 0: as many as there are.
+template <int STEPS>
 __global__ void __launch_bounds__(THREADS)
     f32_rows_kernel(const __grid_constant__ StreamArguments a, int depth) {
-  constexpr int ROWS = 8 * OWN;
   MOELA_ALIGNED_DYNAMIC_SHARED(16, float, ring);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int steps = STEPS ? STEPS : (a.k + STEP - 1) / STEP;
@@ -156,37 +159,29 @@ __global__ void __launch_bounds__(THREADS)
   }
 }
 
-template <int OWN, int STEPS>
+template <int STEPS>
 bool launch_rows(const Launch& at, const StreamArguments& a, int64_t slots) {
   const int steps = (a.k + STEP - 1) / STEP;
-  const size_t stage = size_t{4} * (8 * OWN + COLUMNS) * stage_row(steps);
+  const size_t stage = size_t{4} * (ROWS + COLUMNS) * stage_row(steps);
   const int depth = static_cast<int>(std::min<size_t>(MOST_DEPTH, stream_shared_limit() / stage));
   if (depth < 1) return false;
-  const auto kernel = f32_rows_kernel<OWN, STEPS>;
+  const auto kernel = f32_rows_kernel<STEPS>;
   allow_shared(kernel);
-  const dim3 grid(static_cast<unsigned>((slots + 8 * OWN - 1) / (8 * OWN)),
+  const dim3 grid(static_cast<unsigned>((slots + ROWS - 1) / ROWS),
                   static_cast<unsigned>((a.n + COLUMNS - 1) / COLUMNS));
   launch(at, kernel, grid, dim3(THREADS), depth * stage, a, depth);
   return true;
 }
 
-template <int STEPS>
-bool choose_rows(const Launch& at, const StreamArguments& a, int64_t slots) {
-  // Larger tiles read less of each operand, where there are enough of them.
-  const int64_t tiles = slots / 8 * ((a.n + COLUMNS - 1) / COLUMNS);
-  if (tiles >= 3 * at.sms && launch_rows<4, STEPS>(at, a, slots)) return true;
-  return launch_rows<1, STEPS>(at, a, slots);
-}
-
 }  // namespace
 
 bool stream_product_f32_rows(const Launch& at, const StreamArguments& a, int64_t slots) {
-  if (a.plan || a.pair || slots < 64 || a.k % 4 != 0 || a.in_dtype != MOELA_F32) {
+  if (a.plan || a.pair || slots < LEAST_ROWS || a.k % 4 != 0 || a.in_dtype != MOELA_F32) {
     return false;
   }
   // The K of V2-Lite and Moonlight, in a loop without counters.
-  if (a.k == 2 * STEP) return choose_rows<2>(at, a, slots);
-  return choose_rows<0>(at, a, slots);
+  if (a.k == 2 * STEP) return launch_rows<2>(at, a, slots);
+  return launch_rows<0>(at, a, slots);
 }
 
 }  // namespace moela::cuda

@@ -345,6 +345,7 @@ for (const set of kernelSets) {
   Deno.test({
     name:
       `mla_prefill() keeps what a row does not see out of it, NaN too (${set})`,
+    // Not so on CUDA, see docs/numerics.md: rows before it in its tile of keys become NaN.
     ignore: !onCpu(set),
     async fn() {
       using kernels = open();

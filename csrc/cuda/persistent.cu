@@ -33,8 +33,8 @@ struct Kernel {
   const Arguments& a = s.a;
   Consumer own{};
   Ring ring;
-  // One warp makes the input of the shared experts' down projections while the chosen experts are
-  // multiplied. It takes longer than all warps take for those that are narrower.
+  // Whether one warp makes the input of the shared experts' down projections while the others
+  // multiply the chosen experts. With narrower weights they are done before it is.
   static constexpr bool EARLY = DTYPE == MOELA_BF16;
 
   // The description of a layer, by one warp.

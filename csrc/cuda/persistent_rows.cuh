@@ -118,7 +118,9 @@ __device__ __noinline__ void normed_input(int layer_index, int kind) {
 
 // Results of gate and up as the input of the down projections: of chosen experts by rank, then of
 // the shared ones (see shared_input()), each of whole groups. What lies past a row's end is zero.
-// Group `group` is there when its lane's word is; `at` says where in `to.inner` it lies.
+// By one warp MOST groups at most: first, first + step, ... below `groups`, those of a section of
+// `to.inner` that begins with group `group0` and has rows of `each` groups and `length` elements.
+// They become groups `to` and on of the products' input.
 template <int DTYPE, int MOST>
 __device__ __forceinline__ void put_inner(int layer_index, int first, int step, int groups, int to,
                                           int group0, int each, int length) {
